@@ -1,0 +1,5 @@
+//! What a run is configured by.
+
+mod model;
+
+pub use model::ModelConfig;

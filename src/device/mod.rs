@@ -1,0 +1,40 @@
+//! What stands behind `ops::cuda`: something that holds memory and launches kernels by name. Two launchers exist, the CUDA
+//! driver and the emulator, which runs the same kernel sources on the CPU.
+
+use crate::error::Result;
+use crate::tensor::{Allocator, View, ViewMut};
+
+/// The extent of one launch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Launch {
+    /// Blocks in x, y, z.
+    pub grid: [u32; 3],
+    /// Threads a block in x, y, z.
+    pub block: [u32; 3],
+    /// Dynamic shared memory, in bytes.
+    pub shared_bytes: u32,
+}
+
+/// A point in a stream, for timing.
+pub trait Event {
+    /// Milliseconds from `start`, a mark of the same launcher, to this one; waits for both.
+    fn milliseconds_since(&self, start: &dyn Event) -> Result<f64>;
+    fn as_any(&self) -> &dyn std::any::Any;
+}
+
+/// Runs kernels of the embedded images in issue order on one stream.
+pub trait Launcher: Send {
+    /// For people: "NVIDIA H200, driver 580.65" or "emulator".
+    fn device(&self) -> String;
+    fn allocator(&self) -> &dyn Allocator;
+    /// Launches the kernel of this name with its one parameter struct.
+    ///
+    /// # Safety
+    /// `params` must be the kernel's own parameter struct, and every address in it valid for what the kernel does with it.
+    unsafe fn launch(&self, kernel: &str, launch: Launch, params: &[u8]) -> Result<()>;
+    fn fill_bytes(&self, value: u8, out: ViewMut) -> Result<()>;
+    fn upload(&self, bytes: &[u8], out: ViewMut) -> Result<()>;
+    fn download(&self, x: View, out: &mut [u8]) -> Result<()>;
+    fn mark(&self) -> Result<Box<dyn Event>>;
+    fn synchronize(&self) -> Result<()>;
+}

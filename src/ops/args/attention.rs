@@ -1,0 +1,162 @@
+//! Causal attention over packed sequences, and over a key/value cache.
+
+use super::{Cost, expect, expect_dtype, expect_shape};
+use crate::error::Result;
+use crate::tensor::{DType, View, ViewMut};
+
+/// How the heads of a fused projection lie side by side: Q query heads, then K key heads, then K value heads, each `dim` wide.
+/// Query head q reads key/value head q / (Q/K).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct HeadLayout {
+    pub query: usize,
+    pub kv: usize,
+    pub dim: usize,
+}
+
+impl HeadLayout {
+    /// Heads of the fused projection, Q + 2K.
+    pub fn fused(&self) -> usize {
+        self.query + 2 * self.kv
+    }
+    /// Query heads per key/value head.
+    pub fn group(&self) -> usize {
+        self.query / self.kv
+    }
+    /// The softmax scale, 1/√H.
+    pub fn scale(&self) -> f32 {
+        1.0 / (self.dim as f32).sqrt()
+    }
+}
+
+/// out[t, q] = Σ_u softmax_u(scale · Q[t, q]·K[u, kv]) · V[u, kv] over the tokens u ≤ t of t's own sequence.
+pub struct Attention<'a> {
+    /// [T, Q + 2K, H] after RoPE.
+    pub qkv: View<'a>,
+    pub heads: HeadLayout,
+    /// [S + 1] i32, where sequences begin; the last entry is T.
+    pub cu_seqlens: View<'a>,
+    /// The same numbers on the host, which compute launches.
+    pub cu_seqlens_host: &'a [i32],
+    /// [T, Q, H] overwritten.
+    pub out: ViewMut<'a>,
+    /// [Q, T] f32: log Σ_u exp(scale · Q·K), overwritten.
+    pub lse: ViewMut<'a>,
+}
+
+fn check_packing(op: &str, cu_seqlens: &View, host: &[i32], t: usize) -> Result<()> {
+    expect_shape(op, "cu_seqlens", cu_seqlens.shape(), &[host.len()])?;
+    expect_dtype(op, "cu_seqlens", cu_seqlens.dtype(), DType::I32)?;
+    let ordered = host.windows(2).all(|w| w[0] < w[1]);
+    expect(op, ordered && host.first() == Some(&0) && host.last() == Some(&(t as i32)), || {
+        format!("cu_seqlens must rise from 0 to {t}, not {host:?}")
+    })
+}
+
+/// Multiply-adds of causal scores over these sequences: Σ n(n + 1)/2.
+fn causal_pairs(cu_seqlens: &[i32]) -> f64 {
+    cu_seqlens.windows(2).map(|w| (w[1] - w[0]) as f64).map(|n| n * (n + 1.0) / 2.0).sum()
+}
+
+impl Attention<'_> {
+    pub fn check(&self) -> Result<()> {
+        const OP: &str = "attention";
+        let t = self.qkv.shape()[0];
+        let HeadLayout { query, dim, .. } = self.heads;
+        expect_shape(OP, "qkv", self.qkv.shape(), &[t, self.heads.fused(), dim])?;
+        expect_shape(OP, "out", self.out.shape(), &[t, query, dim])?;
+        expect_shape(OP, "lse", self.lse.shape(), &[query, t])?;
+        expect_dtype(OP, "out", self.out.dtype(), self.qkv.dtype())?;
+        expect_dtype(OP, "lse", self.lse.dtype(), DType::F32)?;
+        check_packing(OP, &self.cu_seqlens, self.cu_seqlens_host, t)
+    }
+
+    pub fn cost(&self) -> Cost {
+        let pairs = causal_pairs(self.cu_seqlens_host) * self.heads.query as f64;
+        let bytes = self.qkv.bytes() + self.out.bytes() + self.lse.bytes();
+        Cost { flops: 4.0 * pairs * self.heads.dim as f64, bytes: bytes as f64 }
+    }
+}
+
+/// The gradient of [`Attention`]; probabilities are computed again from `lse` (FlashAttention, arXiv 2205.14135).
+pub struct AttentionBackward<'a> {
+    /// [T, Q + 2K, H]
+    pub qkv: View<'a>,
+    pub heads: HeadLayout,
+    /// [S + 1] i32
+    pub cu_seqlens: View<'a>,
+    pub cu_seqlens_host: &'a [i32],
+    /// [T, Q, H]
+    pub out: View<'a>,
+    /// [Q, T] f32
+    pub lse: View<'a>,
+    /// [T, Q, H]
+    pub dout: View<'a>,
+    /// [Q, T] f32 scratch: rowsum(dout ∘ out).
+    pub delta: ViewMut<'a>,
+    /// [T, Q + 2K, H] overwritten; before the inverse RoPE.
+    pub dqkv: ViewMut<'a>,
+}
+
+impl AttentionBackward<'_> {
+    pub fn check(&self) -> Result<()> {
+        const OP: &str = "attention_backward";
+        let t = self.qkv.shape()[0];
+        let HeadLayout { query, dim, .. } = self.heads;
+        expect_shape(OP, "qkv", self.qkv.shape(), &[t, self.heads.fused(), dim])?;
+        expect_shape(OP, "out", self.out.shape(), &[t, query, dim])?;
+        expect_shape(OP, "lse", self.lse.shape(), &[query, t])?;
+        expect_shape(OP, "dout", self.dout.shape(), &[t, query, dim])?;
+        expect_shape(OP, "delta", self.delta.shape(), &[query, t])?;
+        expect_shape(OP, "dqkv", self.dqkv.shape(), &[t, self.heads.fused(), dim])?;
+        check_packing(OP, &self.cu_seqlens, self.cu_seqlens_host, t)
+    }
+
+    pub fn cost(&self) -> Cost {
+        let pairs = causal_pairs(self.cu_seqlens_host) * self.heads.query as f64;
+        let bytes = self.qkv.bytes() + self.dqkv.bytes() + self.out.bytes() + self.dout.bytes() + 3 * self.lse.bytes();
+        Cost { flops: 10.0 * pairs * self.heads.dim as f64, bytes: bytes as f64 }
+    }
+}
+
+/// Appends the keys and values of new tokens to each sequence's cache slot, then attends from the new tokens to all that the
+/// slot holds.
+pub struct CachedAttention<'a> {
+    /// [T, Q + 2K, H] new tokens after RoPE, sequences back to back.
+    pub qkv: View<'a>,
+    pub heads: HeadLayout,
+    /// [S + 1] bounds of each sequence's new tokens.
+    pub cu_seqlens: &'a [i32],
+    /// [S] each sequence's slot.
+    pub slots: &'a [usize],
+    /// [S] tokens that the slot held before.
+    pub cached: &'a [usize],
+    /// [slots, capacity, K, H]
+    pub keys: ViewMut<'a>,
+    /// [slots, capacity, K, H]
+    pub values: ViewMut<'a>,
+    /// [T, Q, H] overwritten.
+    pub out: ViewMut<'a>,
+}
+
+impl CachedAttention<'_> {
+    pub fn check(&self) -> Result<()> {
+        const OP: &str = "cached_attention";
+        let t = self.qkv.shape()[0];
+        let HeadLayout { query, kv, dim } = self.heads;
+        let [slots, capacity] = [self.keys.shape()[0], self.keys.shape()[1]];
+        expect_shape(OP, "qkv", self.qkv.shape(), &[t, self.heads.fused(), dim])?;
+        expect_shape(OP, "keys", self.keys.shape(), &[slots, capacity, kv, dim])?;
+        expect_shape(OP, "values", self.values.shape(), &[slots, capacity, kv, dim])?;
+        expect_shape(OP, "out", self.out.shape(), &[t, query, dim])?;
+        expect(OP, self.cu_seqlens.len() == self.slots.len() + 1 && self.slots.len() == self.cached.len(), || {
+            "cu_seqlens, slots and cached disagree about the number of sequences".into()
+        })?;
+        for (i, (&slot, &cached)) in self.slots.iter().zip(self.cached).enumerate() {
+            let new = (self.cu_seqlens[i + 1] - self.cu_seqlens[i]) as usize;
+            expect(OP, slot < slots && cached + new <= capacity, || {
+                format!("sequence {i} needs {} tokens of slot {slot}, which holds {capacity}", cached + new)
+            })?;
+        }
+        Ok(())
+    }
+}

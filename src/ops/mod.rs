@@ -1,0 +1,44 @@
+//! The operations a model is made of. An op is one struct of operands (`args`): its fields state the shapes, `check`
+//! is the contract, `cost` counts FLOPs and bytes. Every backend, test and benchmark uses that struct.
+
+pub mod args;
+pub mod cpu;
+pub mod cuda;
+
+pub use args::*;
+
+use crate::error::Result;
+use crate::tensor::{Allocator, DType, View, ViewMut};
+
+/// A backend. Ops may run asynchronously in issue order; `download` and `synchronize` wait.
+pub trait Ops: Send {
+    /// What runs the ops, for people: "CPU, 2 threads".
+    fn device(&self) -> String;
+    /// The storage type of weights and activations.
+    fn dtype(&self) -> DType;
+    /// Where tensors for this backend are reserved.
+    fn allocator(&self) -> &dyn Allocator;
+
+    fn fill(&self, out: ViewMut, value: f32) -> Result<()>;
+    /// out += x, both f32 of one shape.
+    fn add(&self, x: View, out: ViewMut) -> Result<()>;
+    fn upload(&self, bytes: &[u8], out: ViewMut) -> Result<()>;
+    fn download(&self, x: View, out: &mut [u8]) -> Result<()>;
+    fn synchronize(&self) -> Result<()>;
+
+    fn gemm(&self, op: Gemm) -> Result<()>;
+    fn bias_backward(&self, op: BiasBackward) -> Result<()>;
+    fn embedding(&self, op: Embedding) -> Result<()>;
+    fn embedding_backward(&self, op: EmbeddingBackward) -> Result<()>;
+    fn rms_norm(&self, op: RmsNorm) -> Result<()>;
+    fn rms_norm_backward(&self, op: RmsNormBackward) -> Result<()>;
+    fn rope(&self, op: Rope) -> Result<()>;
+    fn attention(&self, op: Attention) -> Result<()>;
+    fn attention_backward(&self, op: AttentionBackward) -> Result<()>;
+    fn cached_attention(&self, op: CachedAttention) -> Result<()>;
+    fn swiglu(&self, op: SwiGlu) -> Result<()>;
+    fn swiglu_backward(&self, op: SwiGluBackward) -> Result<()>;
+    fn classifier(&self, op: Classifier) -> Result<()>;
+    fn square_sums(&self, op: SquareSums) -> Result<()>;
+    fn adamw(&self, op: AdamW) -> Result<()>;
+}

@@ -1,0 +1,78 @@
+//! Regions: one reserved span of host or device memory, and the allocators that hand them out.
+
+use crate::error::{Error, Result};
+use std::alloc::{Layout, alloc_zeroed, dealloc};
+use std::any::Any;
+use std::sync::Arc;
+
+/// Where the bytes of a region live.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Space {
+    /// Addressable by the CPU (the CPU backend, the emulator, staging buffers).
+    Host,
+    /// Addressable by a GPU only.
+    Device,
+    /// Nowhere: a region that is only measured.
+    Dry,
+}
+
+/// A span of memory that its owner keeps alive. Regions never move or grow.
+pub struct Region {
+    pub(super) address: u64,
+    pub(super) bytes: usize,
+    pub(super) space: Space,
+    _owner: Box<dyn Any + Send + Sync>,
+}
+
+impl Region {
+    /// # Safety
+    /// `address..address + bytes` must stay valid, zero-initialised or written, and used by nobody else, until `owner` is dropped.
+    pub unsafe fn new(address: u64, bytes: usize, space: Space, owner: Box<dyn Any + Send + Sync>) -> Self {
+        Region { address, bytes, space, _owner: owner }
+    }
+
+    pub(super) fn dry() -> Self {
+        Region { address: 0, bytes: usize::MAX, space: Space::Dry, _owner: Box::new(()) }
+    }
+}
+
+/// Hands out zero-initialised regions.
+pub trait Allocator {
+    fn region(&self, bytes: usize) -> Result<Arc<Region>>;
+}
+
+/// Host memory, aligned for vector loads. Pages are committed when first touched.
+pub struct HostAllocator;
+
+pub(super) const ALIGNMENT: usize = 1024;
+
+struct HostBlock {
+    pointer: *mut u8,
+    layout: Layout,
+}
+
+// SAFETY: the block is plain memory that this value owns; access goes through tensors, which borrow.
+unsafe impl Send for HostBlock {}
+unsafe impl Sync for HostBlock {}
+
+impl Drop for HostBlock {
+    fn drop(&mut self) {
+        // SAFETY: allocated in `region` with this layout.
+        unsafe { dealloc(self.pointer, self.layout) }
+    }
+}
+
+impl Allocator for HostAllocator {
+    fn region(&self, bytes: usize) -> Result<Arc<Region>> {
+        let too_big = || Error::does_not_fit(format!("cannot reserve {} of host memory", super::format_bytes(bytes)));
+        let layout = Layout::from_size_align(bytes.max(ALIGNMENT), ALIGNMENT).map_err(|_| too_big())?;
+        // SAFETY: the layout is not empty.
+        let pointer = unsafe { alloc_zeroed(layout) };
+        if pointer.is_null() {
+            return Err(too_big());
+        }
+        let block = HostBlock { pointer, layout };
+        // SAFETY: the block owns these bytes until it is dropped.
+        Ok(Arc::new(unsafe { Region::new(pointer as u64, bytes, Space::Host, Box::new(block)) }))
+    }
+}
