@@ -1,1 +1,98 @@
+//! The CPU backend: f32 storage, rayon threads and the gemm crate. It trains without a GPU, and it is the oracle that
+//! kernels are tested against. Results do not depend on the number of threads.
 
+mod attention;
+mod classifier;
+mod embedding;
+mod gemm;
+mod math;
+mod optimizer;
+mod rms_norm;
+mod rope;
+mod swiglu;
+
+use super::*;
+use crate::error::Result;
+use crate::tensor::HostAllocator;
+use rayon::prelude::*;
+
+pub struct Cpu;
+
+impl Ops for Cpu {
+    fn device(&self) -> String {
+        format!("CPU, {} threads", rayon::current_num_threads())
+    }
+    fn dtype(&self) -> DType {
+        DType::F32
+    }
+    fn allocator(&self) -> &dyn Allocator {
+        &HostAllocator
+    }
+
+    fn fill(&self, out: ViewMut, value: f32) -> Result<()> {
+        out.f32().fill(value);
+        Ok(())
+    }
+    fn add(&self, x: View, out: ViewMut) -> Result<()> {
+        args::expect_shape("add", "x", x.shape(), out.shape())?;
+        out.f32().par_iter_mut().zip(x.f32()).with_min_len(1 << 14).for_each(|(out, x)| *out += x);
+        Ok(())
+    }
+    fn upload(&self, bytes: &[u8], out: ViewMut) -> Result<()> {
+        out.raw_bytes().copy_from_slice(bytes);
+        Ok(())
+    }
+    fn download(&self, x: View, out: &mut [u8]) -> Result<()> {
+        out.copy_from_slice(x.raw_bytes());
+        Ok(())
+    }
+    fn synchronize(&self) -> Result<()> {
+        Ok(())
+    }
+
+    fn gemm(&self, op: Gemm) -> Result<()> {
+        gemm::gemm(op)
+    }
+    fn bias_backward(&self, op: BiasBackward) -> Result<()> {
+        gemm::bias_backward(op)
+    }
+    fn embedding(&self, op: Embedding) -> Result<()> {
+        embedding::forward(op)
+    }
+    fn embedding_backward(&self, op: EmbeddingBackward) -> Result<()> {
+        embedding::backward(op)
+    }
+    fn rms_norm(&self, op: RmsNorm) -> Result<()> {
+        rms_norm::forward(op)
+    }
+    fn rms_norm_backward(&self, op: RmsNormBackward) -> Result<()> {
+        rms_norm::backward(op)
+    }
+    fn rope(&self, op: Rope) -> Result<()> {
+        rope::rope(op)
+    }
+    fn attention(&self, op: Attention) -> Result<()> {
+        attention::forward(op)
+    }
+    fn attention_backward(&self, op: AttentionBackward) -> Result<()> {
+        attention::backward(op)
+    }
+    fn cached_attention(&self, op: CachedAttention) -> Result<()> {
+        attention::cached(op)
+    }
+    fn swiglu(&self, op: SwiGlu) -> Result<()> {
+        swiglu::forward(op)
+    }
+    fn swiglu_backward(&self, op: SwiGluBackward) -> Result<()> {
+        swiglu::backward(op)
+    }
+    fn classifier(&self, op: Classifier) -> Result<()> {
+        classifier::classifier(op)
+    }
+    fn square_sums(&self, op: SquareSums) -> Result<()> {
+        optimizer::square_sums(op)
+    }
+    fn adamw(&self, op: AdamW) -> Result<()> {
+        optimizer::adamw(op)
+    }
+}
