@@ -1,7 +1,7 @@
 //! Causal attention in tiles with a running softmax: memory stays linear in the sequence length.
 
 use super::gemm::{Matrix, MatrixMut, product};
-use super::math::{Shared, exp, max_of, sum_of, vectorised};
+use super::math::{Shared, exp, larger, max_of, sum_of, vectorised};
 use crate::error::Result;
 use crate::ops::{Attention, AttentionBackward, CachedAttention, HeadLayout};
 use gemm::Parallelism;
@@ -73,7 +73,7 @@ unsafe fn attend(
                 continue;
             }
             vectorised(|| {
-                let new_max = keep_larger(max[row], max_of(seen));
+                let new_max = larger(max[row], max_of(seen));
                 let rescale = exp(max[row] - new_max);
                 seen.iter_mut().for_each(|s| *s = exp(*s - new_max));
                 sum[row] = sum[row] * rescale + sum_of(seen.len(), |i| seen[i]);
@@ -92,11 +92,6 @@ unsafe fn attend(
         out.iter_mut().zip(&acc[row * dim..]).for_each(|(out, a)| *out = a / sum[row]);
         lse(row, max[row] + sum[row].ln());
     }
-}
-
-/// The larger of two, or NaN if either is.
-fn keep_larger(a: f32, b: f32) -> f32 {
-    if b <= a || a.is_nan() { a } else { b }
 }
 
 /// Tiles of all sequences: (first token of the sequence, tokens of the tile within it).

@@ -37,19 +37,19 @@ pub fn sum_of(n: usize, f: impl Fn(usize) -> f32) -> f32 {
 pub fn max_of(x: &[f32]) -> f32 {
     let mut lanes = [f32::NEG_INFINITY; LANES];
     let mut chunks = x.chunks_exact(LANES);
-    // `if !(v <= m)` keeps a NaN that f32::max would drop.
-    let keep = |m: f32, v: f32| if v <= m { m } else { v };
     for chunk in &mut chunks {
         for (m, &v) in lanes.iter_mut().zip(chunk) {
-            *m = keep(*m, v);
+            *m = larger(*m, v);
         }
     }
     let tail = chunks.remainder().iter().copied();
-    lanes.into_iter().chain(tail).fold(f32::NEG_INFINITY, keep_nan)
+    lanes.into_iter().chain(tail).fold(f32::NEG_INFINITY, larger)
 }
 
-fn keep_nan(m: f32, v: f32) -> f32 {
-    if m.is_nan() || v <= m { m } else { v }
+/// The larger of two; NaN if either is, which f32::max would drop.
+#[inline(always)]
+pub fn larger(a: f32, b: f32) -> f32 {
+    if b <= a || a.is_nan() { a } else { b }
 }
 
 /// eˣ within 2 ulp for results in the normal range; 0 below x = −87.3, ∞ above 88.7, NaN for NaN.
