@@ -1,1 +1,17 @@
+//! The Qwen2 architecture (Qwen2 technical report, arXiv 2407.10671): parameter layout, forward and backward pass.
+//!
+//! The layer loop never knows where weights live or where gradients go: it asks a [`WeightSource`] and pushes into a [`GradSink`].
 
+mod activations;
+mod backward;
+mod forward;
+mod gradients;
+mod layout;
+mod random;
+mod weights;
+
+pub use activations::{Activations, Keep, KvCache};
+pub use forward::{AttentionMode, Packed, Qwen2};
+pub use gradients::{AccumulatedGradients, BlockGradients, GradSink};
+pub use layout::{Block, BlockLayout, Layout, Parameter, Part, Role};
+pub use weights::{BlockWeights, ResidentWeights, WeightSource};

@@ -1,0 +1,207 @@
+//! The buffers of a forward and backward pass, all cut once, for micro-batches of at most `capacity` tokens.
+
+use super::layout::heads;
+use crate::config::ModelConfig;
+use crate::error::Result;
+use crate::ops::RmsNormBackward;
+use crate::tensor::{Arena, DType, Tensor};
+
+/// What a forward pass keeps for the backward pass. All three give the same bits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Keep {
+    /// Every intermediate of every layer: nothing is computed again.
+    All,
+    /// The residual stream and attention's intermediates; the second norm, gate/up and activation are computed again.
+    Attention,
+    /// The residual stream entering each layer; the layer is computed again.
+    Stream,
+    /// Nothing: there will be no backward pass.
+    Nothing,
+}
+
+/// Attention's intermediates, of the layer that they were computed for last.
+pub struct AttentionStash {
+    pub layer: Option<usize>,
+    /// [T, D]
+    pub norm: Tensor,
+    /// [T] f32
+    pub rstd: Tensor,
+    /// [T, Q + 2K, H] after RoPE
+    pub qkv: Tensor,
+    /// [T, Q, H]
+    pub out: Tensor,
+    /// [Q · T] f32; a micro-batch of t tokens uses the first Q · t.
+    pub lse: Tensor,
+    /// [T, D] the residual stream after attention
+    pub mid: Tensor,
+}
+
+/// The feed-forward block's intermediates, of the layer that they were computed for last.
+pub struct MlpStash {
+    pub layer: Option<usize>,
+    /// [T, D]
+    pub norm: Tensor,
+    /// [T] f32
+    pub rstd: Tensor,
+    /// [T, 2F]
+    pub gate_up: Tensor,
+    /// [T, F]
+    pub act: Tensor,
+}
+
+/// The inputs of a micro-batch on the device.
+pub struct Inputs {
+    /// [T] i32
+    pub tokens: Tensor,
+    /// [T] i32
+    pub positions: Tensor,
+    /// [T + 1] i32; S + 1 are used.
+    pub cu_seqlens: Tensor,
+    /// [T] i32
+    pub targets: Tensor,
+    /// [T] f32
+    pub scales: Tensor,
+}
+
+/// Scratch of the backward pass.
+pub struct BackwardScratch {
+    /// [T, D] gradient of the residual stream
+    pub dstream: Tensor,
+    /// [T, D] gradient of a norm's output
+    pub dnorm: Tensor,
+    /// [T, Q, H]
+    pub dout: Tensor,
+    /// [T, Q + 2K, H]
+    pub dqkv: Tensor,
+    /// [Q · T] f32
+    pub delta: Tensor,
+    /// [T, F]
+    pub dact: Tensor,
+    /// [T, 2F]
+    pub dgate_up: Tensor,
+    /// [PARTIALS, D] f32
+    pub partials: Tensor,
+}
+
+pub struct Activations {
+    pub capacity: usize,
+    pub inputs: Inputs,
+    /// [T, D] the residual stream entering each layer, and after the last; a single buffer where nothing is kept.
+    pub stream: Vec<Tensor>,
+    pub attention: Vec<AttentionStash>,
+    pub mlp: Vec<MlpStash>,
+    /// [T, D] what the last sublayer adds to the residual stream
+    pub delta: Tensor,
+    /// [T, D] output of the final norm
+    pub hidden: Tensor,
+    /// [T] f32 of the final norm
+    pub hidden_rstd: Tensor,
+    /// [C, V]
+    pub logits: Tensor,
+    /// [C, D] rows gathered for `logits`
+    pub gathered: Tensor,
+    /// [T] f32
+    pub losses: Tensor,
+    pub backward: Option<BackwardScratch>,
+}
+
+/// Rows of the classifier's chunk: as many as keep its logits within 64 MiB, at least 128.
+fn classifier_rows(vocab: usize, capacity: usize) -> usize {
+    const ELEMENTS: usize = 16 << 20;
+    (ELEMENTS / vocab).max(128).min(capacity)
+}
+
+impl Activations {
+    pub fn new(arena: &mut Arena, config: &ModelConfig, storage: DType, capacity: usize, keep: Keep) -> Result<Self> {
+        let ModelConfig { hidden_size: d, intermediate_size: f, vocab_size: v, num_hidden_layers: layers, .. } = *config;
+        let heads = heads(config);
+        let t = capacity;
+        let (fused, query) = (heads.fused(), heads.query);
+        let (streams, attention, mlp) = match keep {
+            Keep::All => (layers + 1, layers, layers),
+            Keep::Attention => (layers + 1, layers, 1),
+            Keep::Stream => (layers + 1, 1, 1),
+            Keep::Nothing => (1, 1, 1),
+        };
+        let mut cut = |name: &str, dtype, shape: &[usize]| arena.tensor(name, dtype, shape);
+        let inputs = Inputs {
+            tokens: cut("inputs.tokens", DType::I32, &[t])?,
+            positions: cut("inputs.positions", DType::I32, &[t])?,
+            cu_seqlens: cut("inputs.cu_seqlens", DType::I32, &[t + 1])?,
+            targets: cut("inputs.targets", DType::I32, &[t])?,
+            scales: cut("inputs.scales", DType::F32, &[t])?,
+        };
+        let stream = (0..streams).map(|i| cut(&format!("activations.stream.{i}"), storage, &[t, d])).collect::<Result<_>>()?;
+        let attention = (0..attention).map(|i| {
+            let name = |what| format!("activations.attention.{i}.{what}");
+            Ok(AttentionStash {
+                layer: None,
+                norm: cut(&name("norm"), storage, &[t, d])?,
+                rstd: cut(&name("rstd"), DType::F32, &[t])?,
+                qkv: cut(&name("qkv"), storage, &[t, fused, heads.dim])?,
+                out: cut(&name("out"), storage, &[t, query, heads.dim])?,
+                lse: cut(&name("lse"), DType::F32, &[query * t])?,
+                mid: cut(&name("mid"), storage, &[t, d])?,
+            })
+        });
+        let attention = attention.collect::<Result<_>>()?;
+        let mlp = (0..mlp).map(|i| {
+            let name = |what| format!("activations.mlp.{i}.{what}");
+            Ok(MlpStash {
+                layer: None,
+                norm: cut(&name("norm"), storage, &[t, d])?,
+                rstd: cut(&name("rstd"), DType::F32, &[t])?,
+                gate_up: cut(&name("gate_up"), storage, &[t, 2 * f])?,
+                act: cut(&name("act"), storage, &[t, f])?,
+            })
+        });
+        let mlp = mlp.collect::<Result<_>>()?;
+        let rows = classifier_rows(v, t);
+        let backward = match keep {
+            Keep::Nothing => None,
+            _ => Some(BackwardScratch {
+                dstream: cut("backward.dstream", storage, &[t, d])?,
+                dnorm: cut("backward.dnorm", storage, &[t, d])?,
+                dout: cut("backward.dout", storage, &[t, query, heads.dim])?,
+                dqkv: cut("backward.dqkv", storage, &[t, fused, heads.dim])?,
+                delta: cut("backward.delta", DType::F32, &[query * t])?,
+                dact: cut("backward.dact", storage, &[t, f])?,
+                dgate_up: cut("backward.dgate_up", storage, &[t, 2 * f])?,
+                partials: cut("backward.partials", DType::F32, &[RmsNormBackward::PARTIALS, d])?,
+            }),
+        };
+        Ok(Activations {
+            capacity,
+            inputs,
+            stream,
+            attention,
+            mlp,
+            delta: cut("activations.delta", storage, &[t, d])?,
+            hidden: cut("activations.hidden", storage, &[t, d])?,
+            hidden_rstd: cut("activations.hidden_rstd", DType::F32, &[t])?,
+            logits: cut("classifier.logits", storage, &[rows, v])?,
+            gathered: cut("classifier.gathered", storage, &[rows, d])?,
+            losses: cut("classifier.losses", DType::F32, &[t])?,
+            backward,
+        })
+    }
+}
+
+/// Keys and values of a batch of sequences: a slot each, of `capacity` tokens.
+pub struct KvCache {
+    /// [slots, capacity, K, H] a layer
+    pub keys: Vec<Tensor>,
+    /// [slots, capacity, K, H] a layer
+    pub values: Vec<Tensor>,
+}
+
+impl KvCache {
+    pub fn new(arena: &mut Arena, config: &ModelConfig, storage: DType, slots: usize, capacity: usize) -> Result<Self> {
+        let heads = heads(config);
+        let mut cut = |what: &str| -> Result<Vec<Tensor>> {
+            let shape = [slots, capacity, heads.kv, heads.dim];
+            (0..config.num_hidden_layers).map(|i| arena.tensor(&format!("cache.{what}.{i}"), storage, &shape)).collect()
+        };
+        Ok(KvCache { keys: cut("keys")?, values: cut("values")? })
+    }
+}

@@ -1,0 +1,184 @@
+//! The backward pass, written out by hand: layers from last to first, each computing again what the forward pass did not keep.
+
+use super::activations::{Activations, BackwardScratch};
+use super::forward::{AttentionMode, Entry, Packed, Qwen2};
+use super::gradients::GradSink;
+use super::layout::{Block, Role};
+use super::weights::{BlockWeights, WeightSource, download_f32};
+use crate::error::{Error, Result};
+use crate::ops::*;
+
+impl Qwen2 {
+    /// After [`Qwen2::forward`] of the same batch: pushes the gradients of Σ_t scales[t] · losses[t] into `sink` and returns the losses.
+    #[allow(clippy::too_many_arguments)]
+    pub fn backward(
+        &self,
+        ops: &dyn Ops,
+        weights: &dyn WeightSource,
+        sink: &mut dyn GradSink,
+        activations: &mut Activations,
+        batch: Packed,
+        targets: &[i32],
+        scales: &[f32],
+    ) -> Result<Vec<f32>> {
+        let t = batch.tokens.len();
+        self.head_backward(ops, weights, sink, activations, targets, scales)?;
+        for layer in (0..self.config.num_hidden_layers).rev() {
+            let block = weights.acquire(Block::Layer(layer))?;
+            weights.prefetch(if layer > 0 { Block::Layer(layer - 1) } else { Block::Embedding })?;
+            if activations.attention[layer % activations.attention.len()].layer != Some(layer) {
+                self.attention_part(ops, &block, activations, layer, batch, Entry::Stream, &mut AttentionMode::Train)?;
+                self.mlp_part(ops, &block, activations, layer, t, Entry::AddDelta)?;
+            } else if activations.mlp[layer % activations.mlp.len()].layer != Some(layer) {
+                self.mlp_part(ops, &block, activations, layer, t, Entry::Stream)?;
+            }
+            self.layer_backward(ops, &block, sink, activations, layer, batch)?;
+        }
+        let scratch = scratch(&mut activations.backward)?;
+        let mut gradients = sink.open(ops, Block::Embedding)?;
+        ops.embedding_backward(EmbeddingBackward {
+            dout: scratch.dstream.rows(t),
+            ids: activations.inputs.tokens.rows(t),
+            dtable: gradients.get(Role::Embedding),
+        })?;
+        sink.close(ops, Block::Embedding)?;
+        download_f32(ops, activations.losses.rows(t))
+    }
+
+    /// Classifier and final norm; leaves the gradient of the last residual stream in `dstream`.
+    fn head_backward(
+        &self,
+        ops: &dyn Ops,
+        weights: &dyn WeightSource,
+        sink: &mut dyn GradSink,
+        activations: &mut Activations,
+        targets: &[i32],
+        scales: &[f32],
+    ) -> Result<()> {
+        let t = targets.len();
+        let Activations { inputs, stream, hidden, hidden_rstd, logits, losses, backward, .. } = activations;
+        let scratch = scratch(backward)?;
+        ops.upload(bytemuck::cast_slice(targets), inputs.targets.rows_mut(t))?;
+        ops.upload(bytemuck::cast_slice(scales), inputs.scales.rows_mut(t))?;
+        let (classifier, role) = self.layout.classifier();
+        let head = weights.acquire(classifier)?;
+        let mut gradients = sink.open(ops, classifier)?;
+        ops.classifier(Classifier {
+            hidden: hidden.rows(t),
+            head: head.get(role),
+            targets: inputs.targets.rows(t),
+            losses: losses.rows_mut(t),
+            logits: logits.view_mut(),
+            gradients: Some(ClassifierGradients {
+                scales: inputs.scales.rows(t),
+                dhidden: scratch.dnorm.rows_mut(t),
+                dhead: gradients.get(role),
+            }),
+        })?;
+        drop(head);
+        let norm = weights.acquire(Block::Head)?;
+        if classifier != Block::Head {
+            sink.close(ops, classifier)?;
+            gradients = sink.open(ops, Block::Head)?;
+        }
+        ops.rms_norm_backward(RmsNormBackward {
+            dy: scratch.dnorm.rows(t),
+            sum: stream[self.config.num_hidden_layers].rows(t),
+            weight: norm.get(Role::FinalNorm),
+            rstd: hidden_rstd.rows(t),
+            dsum: scratch.dstream.rows_mut(t),
+            accumulate: false,
+            dweight: gradients.get(Role::FinalNorm),
+            partials: scratch.partials.view_mut(),
+        })?;
+        sink.close(ops, Block::Head)
+    }
+
+    /// One layer; `dstream` is the gradient of the stream leaving it, then of the stream entering it.
+    fn layer_backward(
+        &self,
+        ops: &dyn Ops,
+        block: &BlockWeights,
+        sink: &mut dyn GradSink,
+        activations: &mut Activations,
+        layer: usize,
+        batch: Packed,
+    ) -> Result<()> {
+        let t = batch.tokens.len();
+        let heads = self.heads;
+        let (fused, query) = (heads.fused() * heads.dim, heads.query * heads.dim);
+        let Activations { inputs, stream, attention, mlp, backward, .. } = activations;
+        let scratch = scratch(backward)?;
+        let attention = &attention[layer % attention.len()];
+        let mlp = &mlp[layer % mlp.len()];
+        let mut gradients = sink.open(ops, Block::Layer(layer))?;
+
+        // The feed-forward block. The stream's gradient is also that of the down projection's output.
+        let dout = scratch.dstream.rows(t);
+        ops.gemm(Gemm::linear_weight_gradient(dout, mlp.act.rows(t), gradients.get(Role::DownWeight)))?;
+        ops.gemm(Gemm::linear_input_gradient(dout, block.get(Role::DownWeight), scratch.dact.rows_mut(t)))?;
+        ops.swiglu_backward(SwiGluBackward {
+            gate_up: mlp.gate_up.rows(t),
+            dout: scratch.dact.rows(t),
+            dgate_up: scratch.dgate_up.rows_mut(t),
+        })?;
+        let dgate_up = scratch.dgate_up.rows(t);
+        ops.gemm(Gemm::linear_weight_gradient(dgate_up, mlp.norm.rows(t), gradients.get(Role::GateUpWeight)))?;
+        ops.gemm(Gemm::linear_input_gradient(dgate_up, block.get(Role::GateUpWeight), scratch.dnorm.rows_mut(t)))?;
+        ops.rms_norm_backward(RmsNormBackward {
+            dy: scratch.dnorm.rows(t),
+            sum: attention.mid.rows(t),
+            weight: block.get(Role::MlpNorm),
+            rstd: mlp.rstd.rows(t),
+            dsum: scratch.dstream.rows_mut(t),
+            accumulate: true,
+            dweight: gradients.get(Role::MlpNorm),
+            partials: scratch.partials.view_mut(),
+        })?;
+
+        // Attention.
+        let dout = scratch.dstream.rows(t);
+        let out = attention.out.rows(t).reshape(&[t, query]);
+        ops.gemm(Gemm::linear_weight_gradient(dout, out, gradients.get(Role::OutputWeight)))?;
+        let dattention = scratch.dout.rows_mut(t).into_shape(&[t, query]);
+        ops.gemm(Gemm::linear_input_gradient(dout, block.get(Role::OutputWeight), dattention))?;
+        ops.attention_backward(AttentionBackward {
+            qkv: attention.qkv.rows(t),
+            heads,
+            cu_seqlens: inputs.cu_seqlens.rows(batch.cu_seqlens.len()),
+            cu_seqlens_host: batch.cu_seqlens,
+            out: attention.out.rows(t),
+            lse: attention.lse.rows(heads.query * t).reshape(&[heads.query, t]),
+            dout: scratch.dout.rows(t),
+            delta: scratch.delta.rows_mut(heads.query * t).into_shape(&[heads.query, t]),
+            dqkv: scratch.dqkv.rows_mut(t),
+        })?;
+        ops.rope(Rope {
+            qkv: scratch.dqkv.rows_mut(t),
+            heads,
+            positions: inputs.positions.rows(t),
+            cos: self.cos.view(),
+            sin: self.sin.view(),
+            inverse: true,
+        })?;
+        let dqkv = scratch.dqkv.rows(t).reshape(&[t, fused]);
+        ops.bias_backward(BiasBackward { dy: dqkv, dbias: gradients.get(Role::QkvBias) })?;
+        ops.gemm(Gemm::linear_weight_gradient(dqkv, attention.norm.rows(t), gradients.get(Role::QkvWeight)))?;
+        ops.gemm(Gemm::linear_input_gradient(dqkv, block.get(Role::QkvWeight), scratch.dnorm.rows_mut(t)))?;
+        ops.rms_norm_backward(RmsNormBackward {
+            dy: scratch.dnorm.rows(t),
+            sum: stream[layer].rows(t),
+            weight: block.get(Role::AttentionNorm),
+            rstd: attention.rstd.rows(t),
+            dsum: scratch.dstream.rows_mut(t),
+            accumulate: true,
+            dweight: gradients.get(Role::AttentionNorm),
+            partials: scratch.partials.view_mut(),
+        })?;
+        sink.close(ops, Block::Layer(layer))
+    }
+}
+
+fn scratch(backward: &mut Option<BackwardScratch>) -> Result<&mut BackwardScratch> {
+    backward.as_mut().ok_or_else(|| Error::internal("these activations were built without a backward pass"))
+}

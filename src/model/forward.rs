@@ -1,0 +1,302 @@
+//! The forward pass: one layer loop for training, evaluation and sampling. What differs is the attention mode.
+
+use super::activations::{Activations, AttentionStash, KvCache};
+use super::layout::{Block, Layout, Role, heads};
+use super::weights::{BlockWeights, WeightSource, download_f32};
+use crate::config::ModelConfig;
+use crate::error::{Error, Result};
+use crate::ops::*;
+use crate::tensor::{Arena, DType, Tensor};
+use std::sync::Arc;
+
+/// A Qwen2 model without its weights: the architecture, its parameter layout and the RoPE tables.
+pub struct Qwen2 {
+    pub config: ModelConfig,
+    pub layout: Arc<Layout>,
+    pub heads: HeadLayout,
+    /// [P, H/2] f32
+    pub(super) cos: Tensor,
+    /// [P, H/2] f32
+    pub(super) sin: Tensor,
+    positions: usize,
+}
+
+/// A micro-batch: sequences back to back, positions counted from each sequence's start.
+#[derive(Clone, Copy)]
+pub struct Packed<'a> {
+    /// [T]
+    pub tokens: &'a [i32],
+    /// [T]
+    pub positions: &'a [i32],
+    /// [S + 1]
+    pub cu_seqlens: &'a [i32],
+}
+
+/// What a token attends to besides its own sequence in the micro-batch.
+pub enum AttentionMode<'a> {
+    /// Nothing: whole sequences, trained or evaluated.
+    Train,
+    /// The sequence's cached keys and values, which the new tokens join.
+    Cached {
+        cache: &'a mut KvCache,
+        /// [S] the slot of each sequence
+        slots: &'a [usize],
+        /// [S] tokens that its slot holds
+        cached: &'a [usize],
+    },
+}
+
+impl Qwen2 {
+    /// Cuts RoPE tables for positions below `positions` from the arena; [`Qwen2::upload_tables`] fills them.
+    pub fn new(arena: &mut Arena, config: &ModelConfig, positions: usize) -> Result<Self> {
+        let shape = [positions, config.head_dim / 2];
+        Ok(Qwen2 {
+            config: config.clone(),
+            layout: Arc::new(Layout::new(config)),
+            heads: heads(config),
+            cos: arena.tensor("tables.cos", DType::F32, &shape)?,
+            sin: arena.tensor("tables.sin", DType::F32, &shape)?,
+            positions,
+        })
+    }
+
+    /// Angles are products of f32 factors, as transformers computes them (the released weights were trained with those); their sine and cosine are exact.
+    pub fn upload_tables(&mut self, ops: &dyn Ops) -> Result<()> {
+        let dim = self.config.head_dim;
+        let frequency = |i: usize| (1.0 / self.config.rope_theta.powf((2 * i) as f64 / dim as f64)) as f32;
+        let angles = (0..self.positions).flat_map(|p| (0..dim / 2).map(move |i| (p as f32 * frequency(i)) as f64));
+        let (cos, sin): (Vec<f32>, Vec<f32>) = angles.map(|a| (a.cos() as f32, a.sin() as f32)).unzip();
+        ops.upload(bytemuck::cast_slice(&cos), self.cos.view_mut())?;
+        ops.upload(bytemuck::cast_slice(&sin), self.sin.view_mut())
+    }
+
+    /// Runs every layer; `activations.hidden` then holds the final norm's output, [T, D].
+    pub fn forward(
+        &self,
+        ops: &dyn Ops,
+        weights: &dyn WeightSource,
+        activations: &mut Activations,
+        batch: Packed,
+        mut mode: AttentionMode,
+    ) -> Result<()> {
+        self.check(batch, activations.capacity)?;
+        let t = batch.tokens.len();
+        let layers = self.config.num_hidden_layers;
+        let inputs = &mut activations.inputs;
+        ops.upload(bytemuck::cast_slice(batch.tokens), inputs.tokens.rows_mut(t))?;
+        ops.upload(bytemuck::cast_slice(batch.positions), inputs.positions.rows_mut(t))?;
+        ops.upload(bytemuck::cast_slice(batch.cu_seqlens), inputs.cu_seqlens.rows_mut(batch.cu_seqlens.len()))?;
+
+        weights.prefetch(Block::Embedding)?;
+        {
+            let embedding = weights.acquire(Block::Embedding)?;
+            weights.prefetch(Block::Layer(0))?;
+            ops.embedding(Embedding {
+                table: embedding.get(Role::Embedding),
+                ids: activations.inputs.tokens.rows(t),
+                out: activations.stream[0].rows_mut(t),
+            })?;
+        }
+        for layer in 0..layers {
+            let block = weights.acquire(Block::Layer(layer))?;
+            weights.prefetch(if layer + 1 < layers { Block::Layer(layer + 1) } else { Block::Head })?;
+            let entry = if layer == 0 { Entry::Stream } else { Entry::AddDelta };
+            self.attention_part(ops, &block, activations, layer, batch, entry, &mut mode)?;
+            self.mlp_part(ops, &block, activations, layer, t, Entry::AddDelta)?;
+            let mlp = &activations.mlp[layer % activations.mlp.len()];
+            ops.gemm(Gemm::linear(mlp.act.rows(t), block.get(Role::DownWeight), None, activations.delta.rows_mut(t)))?;
+        }
+        let head = weights.acquire(Block::Head)?;
+        let last = layers % activations.stream.len();
+        let attention = &activations.attention[(layers - 1) % activations.attention.len()];
+        ops.rms_norm(RmsNorm {
+            x: attention.mid.rows(t),
+            residual: Some(Residual { delta: activations.delta.rows(t), sum: activations.stream[last].rows_mut(t) }),
+            weight: head.get(Role::FinalNorm),
+            eps: self.config.rms_norm_eps as f32,
+            y: activations.hidden.rows_mut(t),
+            rstd: activations.hidden_rstd.rows_mut(t),
+        })
+    }
+
+    /// Norm, projection, RoPE, attention and output projection of one layer; the result is `activations.delta`.
+    #[allow(clippy::too_many_arguments)]
+    pub(super) fn attention_part(
+        &self,
+        ops: &dyn Ops,
+        block: &BlockWeights,
+        activations: &mut Activations,
+        layer: usize,
+        batch: Packed,
+        entry: Entry,
+        mode: &mut AttentionMode,
+    ) -> Result<()> {
+        let t = batch.tokens.len();
+        let heads = self.heads;
+        let Activations { inputs, stream, attention, delta, .. } = activations;
+        let stream_index = layer % stream.len();
+        let stream = &mut stream[stream_index];
+        let (slots, eps) = (attention.len(), self.config.rms_norm_eps as f32);
+        let weight = block.get(Role::AttentionNorm);
+        match entry {
+            Entry::Stream => {
+                let stash = &mut attention[layer % slots];
+                let (y, rstd) = (stash.norm.rows_mut(t), stash.rstd.rows_mut(t));
+                ops.rms_norm(RmsNorm { x: stream.rows(t), residual: None, weight, eps, y, rstd })?;
+            }
+            Entry::AddDelta => {
+                let residual = Some(Residual { delta: delta.rows(t), sum: stream.rows_mut(t) });
+                if slots == 1 {
+                    let AttentionStash { mid, norm, rstd, .. } = &mut attention[0];
+                    let (y, rstd) = (norm.rows_mut(t), rstd.rows_mut(t));
+                    ops.rms_norm(RmsNorm { x: mid.rows(t), residual, weight, eps, y, rstd })?;
+                } else {
+                    let (before, stash) = attention.split_at_mut(layer);
+                    let (y, rstd) = (stash[0].norm.rows_mut(t), stash[0].rstd.rows_mut(t));
+                    ops.rms_norm(RmsNorm { x: before[layer - 1].mid.rows(t), residual, weight, eps, y, rstd })?;
+                }
+            }
+        }
+        let stash = &mut attention[layer % slots];
+        let width = heads.fused() * heads.dim;
+        let qkv = stash.qkv.rows_mut(t).into_shape(&[t, width]);
+        ops.gemm(Gemm::linear(stash.norm.rows(t), block.get(Role::QkvWeight), Some(block.get(Role::QkvBias)), qkv))?;
+        ops.rope(Rope {
+            qkv: stash.qkv.rows_mut(t),
+            heads,
+            positions: inputs.positions.rows(t),
+            cos: self.cos.view(),
+            sin: self.sin.view(),
+            inverse: false,
+        })?;
+        match mode {
+            AttentionMode::Train => ops.attention(Attention {
+                qkv: stash.qkv.rows(t),
+                heads,
+                cu_seqlens: inputs.cu_seqlens.rows(batch.cu_seqlens.len()),
+                cu_seqlens_host: batch.cu_seqlens,
+                out: stash.out.rows_mut(t),
+                lse: stash.lse.rows_mut(heads.query * t).into_shape(&[heads.query, t]),
+            })?,
+            AttentionMode::Cached { cache, slots, cached } => ops.cached_attention(CachedAttention {
+                qkv: stash.qkv.rows(t),
+                heads,
+                cu_seqlens: batch.cu_seqlens,
+                slots,
+                cached,
+                keys: cache.keys[layer].view_mut(),
+                values: cache.values[layer].view_mut(),
+                out: stash.out.rows_mut(t),
+            })?,
+        }
+        stash.layer = Some(layer);
+        let out = stash.out.rows(t).reshape(&[t, heads.query * heads.dim]);
+        ops.gemm(Gemm::linear(out, block.get(Role::OutputWeight), None, delta.rows_mut(t)))
+    }
+
+    /// Norm, gate/up and activation of one layer; what is left is the down projection.
+    pub(super) fn mlp_part(
+        &self,
+        ops: &dyn Ops,
+        block: &BlockWeights,
+        activations: &mut Activations,
+        layer: usize,
+        t: usize,
+        entry: Entry,
+    ) -> Result<()> {
+        let Activations { stream, attention, mlp, delta, .. } = activations;
+        let (streams, attentions, mlps) = (stream.len(), attention.len(), mlp.len());
+        let mid = &mut attention[layer % attentions].mid;
+        let stash = &mut mlp[layer % mlps];
+        let (y, rstd) = (stash.norm.rows_mut(t), stash.rstd.rows_mut(t));
+        let (weight, eps) = (block.get(Role::MlpNorm), self.config.rms_norm_eps as f32);
+        match entry {
+            Entry::Stream => ops.rms_norm(RmsNorm { x: mid.rows(t), residual: None, weight, eps, y, rstd })?,
+            Entry::AddDelta => {
+                let residual = Some(Residual { delta: delta.rows(t), sum: mid.rows_mut(t) });
+                ops.rms_norm(RmsNorm { x: stream[layer % streams].rows(t), residual, weight, eps, y, rstd })?;
+            }
+        }
+        ops.gemm(Gemm::linear(stash.norm.rows(t), block.get(Role::GateUpWeight), None, stash.gate_up.rows_mut(t)))?;
+        ops.swiglu(SwiGlu { gate_up: stash.gate_up.rows(t), out: stash.act.rows_mut(t) })?;
+        stash.layer = Some(layer);
+        Ok(())
+    }
+
+    /// −log p(target) of every token after [`Qwen2::forward`]; 0 where the target is [`IGNORE`].
+    pub fn losses(
+        &self,
+        ops: &dyn Ops,
+        weights: &dyn WeightSource,
+        activations: &mut Activations,
+        targets: &[i32],
+    ) -> Result<Vec<f32>> {
+        let t = targets.len();
+        ops.upload(bytemuck::cast_slice(targets), activations.inputs.targets.rows_mut(t))?;
+        let (block, role) = self.layout.classifier();
+        let block = weights.acquire(block)?;
+        ops.classifier(Classifier {
+            hidden: activations.hidden.rows(t),
+            head: block.get(role),
+            targets: activations.inputs.targets.rows(t),
+            losses: activations.losses.rows_mut(t),
+            logits: activations.logits.view_mut(),
+            gradients: None,
+        })?;
+        download_f32(ops, activations.losses.rows(t))
+    }
+
+    /// Logits of some tokens after [`Qwen2::forward`]: calls `visit(index in rows, logits [V])` for each.
+    pub fn logits(
+        &self,
+        ops: &dyn Ops,
+        weights: &dyn WeightSource,
+        activations: &mut Activations,
+        rows: &[i32],
+        mut visit: impl FnMut(usize, &[f32]),
+    ) -> Result<()> {
+        let (block, role) = self.layout.classifier();
+        let block = weights.acquire(block)?;
+        let Activations { inputs, hidden, gathered, logits, .. } = activations;
+        let chunk = logits.shape()[0];
+        for (index, rows) in rows.chunks(chunk).enumerate() {
+            let n = rows.len();
+            ops.upload(bytemuck::cast_slice(rows), inputs.targets.rows_mut(n))?;
+            let (table, ids) = (hidden.view(), inputs.targets.rows(n));
+            ops.embedding(Embedding { table, ids, out: gathered.rows_mut(n) })?;
+            ops.gemm(Gemm::linear(gathered.rows(n), block.get(role), None, logits.rows_mut(n)))?;
+            let values = download_f32(ops, logits.rows(n))?;
+            values.chunks_exact(self.config.vocab_size).enumerate().for_each(|(row, l)| visit(index * chunk + row, l));
+        }
+        Ok(())
+    }
+
+    /// Refuses what the buffers or tables cannot hold, before any op reads out of bounds.
+    fn check(&self, batch: Packed, capacity: usize) -> Result<()> {
+        let t = batch.tokens.len();
+        let vocab = self.config.vocab_size as i32;
+        if t == 0 || t > capacity || batch.positions.len() != t {
+            return Err(Error::internal(format!("a micro-batch of {t} tokens does not fit buffers for 1 to {capacity}")));
+        }
+        if let Some(id) = batch.tokens.iter().find(|id| !(0..vocab).contains(id)) {
+            return Err(Error::data(format!("token id {id} is outside the model's vocabulary of {vocab}"))
+                .help("the tokenizer does not belong to this model"));
+        }
+        if let Some(position) = batch.positions.iter().find(|p| !(0..self.positions as i32).contains(p)) {
+            return Err(Error::internal(format!(
+                "position {position} is outside RoPE tables for {} positions",
+                self.positions
+            )));
+        }
+        Ok(())
+    }
+}
+
+/// How a norm finds the residual stream.
+#[derive(Clone, Copy)]
+pub(super) enum Entry {
+    /// It is complete.
+    Stream,
+    /// `activations.delta` is still to be added.
+    AddDelta,
+}

@@ -1,0 +1,129 @@
+//! Where weights come from. The layer loop only asks a [`WeightSource`]; here is the source that keeps all of them resident.
+
+use super::layout::{Block, BlockLayout, Layout, Role};
+use crate::error::{Error, Result};
+use crate::ops::Ops;
+use crate::tensor::{Arena, DType, Tensor, View};
+use half::bf16;
+use std::sync::Arc;
+
+/// Gives out the weights of one block at a time.
+pub trait WeightSource {
+    /// Says that `block` is needed next, so that its weights can be under way.
+    fn prefetch(&self, block: Block) -> Result<()>;
+    /// The weights of `block`, which stay valid while the guard lives.
+    fn acquire(&self, block: Block) -> Result<BlockWeights<'_>>;
+}
+
+/// A block's weights, held until dropped.
+pub struct BlockWeights<'a> {
+    layout: &'a BlockLayout,
+    data: View<'a>,
+}
+
+impl<'a> BlockWeights<'a> {
+    pub fn new(layout: &'a BlockLayout, data: View<'a>) -> Self {
+        BlockWeights { layout, data }
+    }
+    pub fn get(&self, role: Role) -> View<'_> {
+        let parameter = self.layout.parameter(role);
+        self.data.rows(parameter.offset..parameter.offset + parameter.elements()).reshape(&parameter.shape)
+    }
+}
+
+/// Every weight in device memory all the time.
+pub struct ResidentWeights {
+    layout: Arc<Layout>,
+    /// A flat buffer a block, in the backend's storage type.
+    pub blocks: Vec<Tensor>,
+}
+
+impl ResidentWeights {
+    pub fn new(arena: &mut Arena, layout: Arc<Layout>, dtype: DType) -> Result<Self> {
+        let cut = |b: &BlockLayout| arena.tensor(&format!("weights.{:?}", b.block), dtype, &[b.elements]);
+        let blocks = layout.blocks.iter().map(cut).collect::<Result<_>>()?;
+        Ok(ResidentWeights { layout, blocks })
+    }
+
+    pub fn layout(&self) -> &Arc<Layout> {
+        &self.layout
+    }
+
+    /// Fills every tensor of the checkpoint from `read(name, shape, out)`, which writes f32 values.
+    pub fn load(&mut self, ops: &dyn Ops, mut read: impl FnMut(&str, &[usize], &mut [f32]) -> Result<()>) -> Result<()> {
+        let mut values = Vec::new();
+        for (layout, data) in self.layout.blocks.iter().zip(&mut self.blocks) {
+            for parameter in &layout.parameters {
+                for part in &parameter.parts {
+                    let range = parameter.part_range(part);
+                    values.resize(range.len(), 0.0);
+                    read(&part.name, &parameter.part_shape(part), &mut values)?;
+                    upload_f32(ops, &values, data.view_mut().into_rows(range))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Random weights as transformers initialises Qwen2: matrices normal with deviation `std`, norms 1, biases 0. A pure function of
+    /// the seed and the tensor's name.
+    pub fn initialise(&mut self, ops: &dyn Ops, seed: u64, std: f32) -> Result<()> {
+        self.load(ops, |name, shape, out| {
+            match shape.len() {
+                1 if name.ends_with("norm.weight") => out.fill(1.0),
+                1 => out.fill(0.0),
+                _ => super::random::normal(seed, name, std, out),
+            }
+            Ok(())
+        })
+    }
+
+    /// Calls `visit(name, shape, values)` with every tensor of the checkpoint, as f32.
+    pub fn visit(&self, ops: &dyn Ops, mut visit: impl FnMut(&str, &[usize], &[f32]) -> Result<()>) -> Result<()> {
+        for (layout, data) in self.layout.blocks.iter().zip(&self.blocks) {
+            for parameter in &layout.parameters {
+                for part in &parameter.parts {
+                    let values = download_f32(ops, data.view().rows(parameter.part_range(part)))?;
+                    visit(&part.name, &parameter.part_shape(part), &values)?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl WeightSource for ResidentWeights {
+    fn prefetch(&self, _block: Block) -> Result<()> {
+        Ok(())
+    }
+    fn acquire(&self, block: Block) -> Result<BlockWeights<'_>> {
+        Ok(BlockWeights::new(self.layout.block(block), self.blocks[self.layout.index(block)].view()))
+    }
+}
+
+/// Uploads f32 values in the storage type of `out`.
+pub fn upload_f32(ops: &dyn Ops, values: &[f32], out: crate::tensor::ViewMut) -> Result<()> {
+    match out.dtype() {
+        DType::F32 => ops.upload(bytemuck::cast_slice(values), out),
+        DType::Bf16 => {
+            let rounded: Vec<bf16> = values.iter().map(|&v| bf16::from_f32(v)).collect();
+            ops.upload(bytemuck::cast_slice(&rounded), out)
+        }
+        other => Err(Error::internal(format!("weights cannot be stored as {other}"))),
+    }
+}
+
+/// Downloads elements as f32.
+pub fn download_f32(ops: &dyn Ops, x: View) -> Result<Vec<f32>> {
+    let mut values = vec![0.0f32; x.elements()];
+    match x.dtype() {
+        DType::F32 => ops.download(x, bytemuck::cast_slice_mut(&mut values))?,
+        DType::Bf16 => {
+            let mut raw = vec![bf16::ZERO; x.elements()];
+            ops.download(x, bytemuck::cast_slice_mut(&mut raw))?;
+            values.iter_mut().zip(raw).for_each(|(v, r)| *v = r.to_f32());
+        }
+        other => return Err(Error::internal(format!("{other} elements were read as weights"))),
+    }
+    Ok(values)
+}
