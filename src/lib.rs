@@ -8,6 +8,7 @@ pub mod config;
 pub mod data;
 pub mod device;
 pub mod error;
+pub mod grading;
 pub mod io;
 pub mod model;
 pub mod ops;

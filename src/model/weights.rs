@@ -1,10 +1,11 @@
 //! Where weights come from. The layer loop only asks a [`WeightSource`]; here is the source that keeps all of them resident.
 
-use super::layout::{Block, BlockLayout, Layout, Role};
+use super::layout::{Block, BlockLayout, Layout, Part, Role};
 use crate::error::{Error, Result};
 use crate::ops::Ops;
 use crate::tensor::{Arena, DType, Tensor, View};
 use half::bf16;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// Gives out the weights of one block at a time.
@@ -78,17 +79,18 @@ impl ResidentWeights {
         })
     }
 
-    /// Calls `visit(name, shape, values)` with every tensor of the checkpoint, as f32.
-    pub fn visit(&self, ops: &dyn Ops, mut visit: impl FnMut(&str, &[usize], &[f32]) -> Result<()>) -> Result<()> {
+    /// Rows `rows` of a tensor of the checkpoint, as f32.
+    pub fn read(&self, ops: &dyn Ops, name: &str, rows: Range<usize>, out: &mut [f32]) -> Result<()> {
         for (layout, data) in self.layout.blocks.iter().zip(&self.blocks) {
             for parameter in &layout.parameters {
-                for part in &parameter.parts {
-                    let values = download_f32(ops, data.view().rows(parameter.part_range(part)))?;
-                    visit(&part.name, &parameter.part_shape(part), &values)?;
+                if let Some(part) = parameter.parts.iter().find(|part| part.name == name) {
+                    let range = parameter.part_range(&Part { rows: rows.len(), begin: part.begin + rows.start, ..part.clone() });
+                    out.copy_from_slice(&download_f32(ops, data.view().rows(range))?);
+                    return Ok(());
                 }
             }
         }
-        Ok(())
+        Err(Error::internal(format!("the model has no tensor {name}")))
     }
 }
 

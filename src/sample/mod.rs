@@ -1,1 +1,5 @@
+//! Generating answers.
 
+mod greedy;
+
+pub use greedy::{Generated, Greedy};

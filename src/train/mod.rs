@@ -1,1 +1,15 @@
+//! Training: the engine of one optimizer step, schedules, the run over epochs, its folder.
 
+mod engine;
+mod metrics;
+mod optimizer;
+mod run;
+mod run_folder;
+mod schedule;
+
+pub use engine::{Engine, Loss, Sizes, State};
+pub use metrics::{EvalRecord, StepRecord};
+pub use optimizer::Optimizer;
+pub use run::{Job, Observer, Outcome, train};
+pub use run_folder::{Resume, RunFolder, Start};
+pub use schedule::Steps;

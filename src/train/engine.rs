@@ -1,0 +1,179 @@
+//! Everything that one optimizer step needs, reserved at once: weights, gradients, moments, activations.
+
+use super::optimizer::{Optimizer, clip_factor};
+use crate::config::{ModelConfig, Normalize, OptimizerConfig};
+use crate::data::{IGNORE, MicroBatch};
+use crate::error::Result;
+use crate::model::{AccumulatedGradients, Activations, AttentionMode, Keep, Packed, Qwen2, ResidentWeights};
+use crate::ops::Ops;
+use crate::tensor::{Arena, DType, Ledger};
+
+pub struct Engine {
+    pub ops: Box<dyn Ops>,
+    pub state: State,
+    /// What was reserved, by name.
+    pub ledger: Ledger,
+}
+
+/// All that an engine keeps in its arena.
+pub struct State {
+    pub model: Qwen2,
+    pub weights: ResidentWeights,
+    pub gradients: AccumulatedGradients,
+    pub optimizer: Optimizer,
+    activations: Activations,
+}
+
+/// What the buffers are sized for.
+#[derive(Debug, Clone, Copy)]
+pub struct Sizes {
+    /// The most tokens of a micro-batch.
+    pub micro_tokens: usize,
+    /// Positions of the longest sequence.
+    pub positions: usize,
+    pub keep: Keep,
+}
+
+/// The loss of one optimizer step or evaluation, before any update.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Loss {
+    /// Normalised as asked.
+    pub value: f64,
+    pub tokens: usize,
+    pub supervised_tokens: usize,
+}
+
+impl State {
+    fn new(arena: &mut Arena, storage: DType, config: &ModelConfig, sizes: Sizes) -> Result<State> {
+        let model = Qwen2::new(arena, config, sizes.positions)?;
+        let layout = model.layout.clone();
+        Ok(State {
+            model,
+            weights: ResidentWeights::new(arena, layout.clone(), storage)?,
+            gradients: AccumulatedGradients::new(arena, layout.clone())?,
+            optimizer: Optimizer::new(arena, layout)?,
+            activations: Activations::new(arena, config, storage, sizes.micro_tokens, sizes.keep)?,
+        })
+    }
+}
+
+impl Engine {
+    /// Reserves everything. The weights are zeros until they are loaded or initialised.
+    pub fn new(ops: Box<dyn Ops>, config: &ModelConfig, sizes: Sizes) -> Result<Engine> {
+        let (mut state, ledger) = Arena::build(ops.allocator(), |arena| State::new(arena, ops.dtype(), config, sizes))?;
+        state.model.upload_tables(ops.as_ref())?;
+        Ok(Engine { ops, state, ledger })
+    }
+
+    /// The ledger that [`Engine::new`] would reserve.
+    pub fn plan(storage: DType, config: &ModelConfig, sizes: Sizes) -> Result<Ledger> {
+        let mut arena = Arena::dry();
+        State::new(&mut arena, storage, config, sizes)?;
+        Ok(arena.ledger().clone())
+    }
+
+    /// Forms the gradients of one optimizer step from its micro-batches, which hold `rows` sequences between them.
+    pub fn accumulate(&mut self, batches: &[MicroBatch], rows: usize, normalize: Normalize) -> Result<Loss> {
+        let ops = self.ops.as_ref();
+        let State { model, weights, gradients, activations, .. } = &mut self.state;
+        let counts = Counts::new(batches, rows);
+        let mut sums = vec![0.0f64; rows];
+        gradients.zero(ops)?;
+        for batch in batches {
+            model.forward(ops, weights, activations, packed(batch), AttentionMode::Train)?;
+            let scales = counts.scales(batch, normalize);
+            let losses = model.backward(ops, weights, gradients, activations, packed(batch), &batch.targets, &scales)?;
+            add_losses(batch, &losses, &mut sums);
+        }
+        Ok(counts.loss(&sums, normalize))
+    }
+
+    /// The token mean of the loss over `batches`, without gradients.
+    pub fn evaluate(&mut self, batches: &[MicroBatch], rows: usize) -> Result<Loss> {
+        let mut sums = vec![0.0f64; rows];
+        for batch in batches {
+            let losses = self.token_losses(batch)?;
+            add_losses(batch, &losses, &mut sums);
+        }
+        Ok(Counts::new(batches, rows).loss(&sums, Normalize::Tokens))
+    }
+
+    /// −log p of the target of every token of a batch, 0 where it has none.
+    pub fn token_losses(&mut self, batch: &MicroBatch) -> Result<Vec<f32>> {
+        let ops = self.ops.as_ref();
+        let State { model, weights, activations, .. } = &mut self.state;
+        model.forward(ops, weights, activations, packed(batch), AttentionMode::Train)?;
+        model.losses(ops, weights, activations, &batch.targets)
+    }
+
+    /// The norm of the accumulated gradients.
+    pub fn gradient_norm(&mut self) -> Result<f64> {
+        self.state.optimizer.gradient_norm(self.ops.as_ref(), &self.state.gradients)
+    }
+
+    /// Applies the accumulated gradients, whose norm is `norm`.
+    pub fn update(&mut self, settings: &OptimizerConfig, lr: f64, norm: f64) -> Result<()> {
+        let State { weights, gradients, optimizer, .. } = &mut self.state;
+        optimizer.update(self.ops.as_ref(), weights, gradients, settings, lr, clip_factor(norm, settings.clip))
+    }
+}
+
+fn packed(batch: &MicroBatch) -> Packed<'_> {
+    Packed { tokens: &batch.tokens, positions: &batch.positions, cu_seqlens: &batch.cu_seqlens }
+}
+
+fn sequences(batch: &MicroBatch) -> impl Iterator<Item = (usize, std::ops::Range<usize>)> {
+    batch.rows.iter().zip(batch.cu_seqlens.windows(2)).map(|(&row, w)| (row, w[0] as usize..w[1] as usize))
+}
+
+/// Adds each sequence's losses in token order.
+fn add_losses(batch: &MicroBatch, losses: &[f32], sums: &mut [f64]) {
+    for (row, range) in sequences(batch) {
+        sums[row] = losses[range].iter().fold(sums[row], |sum, &loss| sum + loss as f64);
+    }
+}
+
+/// Supervised tokens of each sequence of a step, and in all: what losses are divided by, once.
+struct Counts {
+    tokens: usize,
+    supervised: Vec<usize>,
+}
+
+impl Counts {
+    fn new(batches: &[MicroBatch], rows: usize) -> Self {
+        let mut supervised = vec![0; rows];
+        for batch in batches {
+            for (row, range) in sequences(batch) {
+                supervised[row] += batch.targets[range].iter().filter(|&&t| t != IGNORE).count();
+            }
+        }
+        Counts { tokens: batches.iter().map(|b| b.tokens.len()).sum(), supervised }
+    }
+
+    fn total(&self) -> usize {
+        self.supervised.iter().sum()
+    }
+
+    /// The weight of each token's loss.
+    fn scales(&self, batch: &MicroBatch, normalize: Normalize) -> Vec<f32> {
+        let mut scales = vec![0.0; batch.tokens.len()];
+        for (row, range) in sequences(batch) {
+            let divisor = match normalize {
+                Normalize::Tokens => self.total(),
+                Normalize::Sequences => self.supervised[row] * self.supervised.len(),
+            };
+            scales[range].fill((1.0 / divisor as f64) as f32);
+        }
+        scales
+    }
+
+    fn loss(&self, sums: &[f64], normalize: Normalize) -> Loss {
+        let value = match normalize {
+            Normalize::Tokens => sums.iter().sum::<f64>() / self.total() as f64,
+            Normalize::Sequences => {
+                sums.iter().zip(&self.supervised).map(|(sum, &n)| sum / n as f64).sum::<f64>() / sums.len() as f64
+            }
+        };
+        Loss { value, tokens: self.tokens, supervised_tokens: self.total() }
+    }
+}

@@ -1,0 +1,60 @@
+//! metrics.jsonl: one object a step, one an evaluation, each written through as it happens.
+
+use crate::error::{Result, io_error};
+use serde::Serialize;
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+/// One optimizer step.
+#[derive(Debug, Clone, Serialize)]
+pub struct StepRecord {
+    /// From 1.
+    pub step: usize,
+    /// Epochs trained after this step.
+    pub epoch: f64,
+    /// Before the update, normalised as configured.
+    pub loss: f64,
+    /// Before clipping.
+    pub grad_norm: f64,
+    /// Used by this update; the first step of a warm-up has 0.
+    pub lr: f64,
+    pub tokens: usize,
+    pub supervised_tokens: usize,
+    pub tokens_per_s: f64,
+    /// Bytes reserved on the device.
+    pub memory: usize,
+    /// Duration of the step.
+    pub seconds: f64,
+}
+
+/// One pass over the evaluation rows.
+#[derive(Debug, Clone, Serialize)]
+pub struct EvalRecord {
+    /// Updates done before.
+    pub step: usize,
+    pub epoch: f64,
+    /// Mean over all supervised tokens.
+    pub eval_loss: f64,
+    pub tokens: usize,
+    pub supervised_tokens: usize,
+}
+
+pub struct Metrics {
+    path: PathBuf,
+    file: File,
+}
+
+impl Metrics {
+    /// Starts an empty file.
+    pub fn create(path: &Path) -> Result<Self> {
+        let file = File::create(path).map_err(|e| io_error(path, e))?;
+        Ok(Metrics { path: path.to_path_buf(), file })
+    }
+
+    pub fn write(&mut self, record: &impl Serialize) -> Result<()> {
+        let mut line = serde_json::to_string(record).map_err(|e| io_error(&self.path, e.into()))?;
+        line.push('\n');
+        self.file.write_all(line.as_bytes()).map_err(|e| io_error(&self.path, e))
+    }
+}

@@ -1,0 +1,84 @@
+//! AdamW over all blocks, and the gradient norm.
+
+use crate::config::OptimizerConfig;
+use crate::error::Result;
+use crate::model::{AccumulatedGradients, Layout, ResidentWeights};
+use crate::ops::{AdamW, Ops, SQUARE_SUMS_CHUNK, SquareSums};
+use crate::tensor::{Arena, DType, Tensor};
+use std::sync::Arc;
+
+/// The moments of AdamW: a flat f32 buffer a block each.
+pub struct Optimizer {
+    layout: Arc<Layout>,
+    m: Vec<Tensor>,
+    v: Vec<Tensor>,
+    /// Partial sums of squares of the longest block.
+    sums: Tensor,
+    /// Updates done.
+    pub step: u64,
+}
+
+impl Optimizer {
+    pub fn new(arena: &mut Arena, layout: Arc<Layout>) -> Result<Self> {
+        let mut cut = |what: &str| -> Result<Vec<Tensor>> {
+            let name = |block| format!("optimizer.{what}.{block:?}");
+            layout.blocks.iter().map(|b| arena.tensor(&name(b.block), DType::F32, &[b.elements])).collect()
+        };
+        let (m, v) = (cut("m")?, cut("v")?);
+        let longest = layout.blocks.iter().map(|b| b.elements).max().unwrap_or_default();
+        let sums = arena.tensor("optimizer.square_sums", DType::F32, &[longest.div_ceil(SQUARE_SUMS_CHUNK)])?;
+        Ok(Optimizer { layout, m, v, sums, step: 0 })
+    }
+
+    /// ‖g‖₂ over all gradients: partial sums of 4096 elements, added in order in f64.
+    pub fn gradient_norm(&mut self, ops: &dyn Ops, gradients: &AccumulatedGradients) -> Result<f64> {
+        let mut total = 0.0f64;
+        for x in gradients.blocks() {
+            let chunks = x.elements().div_ceil(SQUARE_SUMS_CHUNK);
+            ops.square_sums(SquareSums { x, sums: self.sums.rows_mut(chunks) })?;
+            let mut sums = vec![0.0f32; chunks];
+            ops.download(self.sums.rows(chunks), bytemuck::cast_slice_mut(&mut sums))?;
+            total = sums.iter().fold(total, |total, &sum| total + sum as f64);
+        }
+        Ok(total.sqrt())
+    }
+
+    /// One update with gradients scaled by `grad_scale`, the clip factor.
+    pub fn update(
+        &mut self,
+        ops: &dyn Ops,
+        weights: &mut ResidentWeights,
+        gradients: &AccumulatedGradients,
+        settings: &OptimizerConfig,
+        lr: f64,
+        grad_scale: f32,
+    ) -> Result<()> {
+        self.step += 1;
+        let moments = self.m.iter_mut().zip(&mut self.v);
+        let blocks = self.layout.blocks.iter().zip(&mut weights.blocks).zip(gradients.blocks());
+        for (((layout, param), grad), (m, v)) in blocks.zip(moments) {
+            for parameter in &layout.parameters {
+                let range = parameter.offset..parameter.offset + parameter.elements();
+                ops.adamw(AdamW {
+                    param: param.view_mut().into_rows(range.clone()),
+                    grad: grad.rows(range.clone()),
+                    m: m.view_mut().into_rows(range.clone()),
+                    v: v.view_mut().into_rows(range),
+                    step: self.step,
+                    lr,
+                    beta1: settings.betas[0],
+                    beta2: settings.betas[1],
+                    eps: settings.eps,
+                    weight_decay: if parameter.decays() { settings.weight_decay } else { 0.0 },
+                    grad_scale,
+                })?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// min(1, clip / (norm + 1e-6)); `clip = 0` turns clipping off.
+pub fn clip_factor(norm: f64, clip: f64) -> f32 {
+    if clip == 0.0 { 1.0 } else { (clip / (norm + 1e-6)).min(1.0) as f32 }
+}
