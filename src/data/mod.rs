@@ -1,1 +1,18 @@
+//! From rows in files to micro-batches of tokens; nothing here knows a device.
+//!
+//! `rows` reads the formats, `template` renders a chat, `tokenizer` turns text into ids, `chat` joins the two and marks what is
+//! supervised, `pack` composes micro-batches, `order` shuffles.
 
+mod chat;
+mod dataset;
+mod order;
+mod pack;
+mod rows;
+mod template;
+mod tokenizer;
+
+pub use chat::{Chat, Encoded};
+pub use dataset::{Dataset, Example, Rejected, Truncated, load};
+pub use order::order;
+pub use pack::{IGNORE, MicroBatch, pack};
+pub use rows::{Message, Prompt, Role, read_prompts};

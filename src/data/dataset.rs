@@ -1,0 +1,127 @@
+//! Rows of files as token sequences, each row either an example or rejected with its reason.
+
+use super::chat::{Chat, Encoded};
+use super::rows::{Row, read_rows};
+use crate::config::{DataConfig, Overlong};
+use crate::error::{Error, Result};
+use rayon::prelude::*;
+use serde_json::Value;
+use std::path::PathBuf;
+
+/// A row ready for training. `tokens` and `supervised` have one entry a token.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Example {
+    pub id: String,
+    pub tokens: Vec<i32>,
+    /// Whether the token is a target.
+    pub supervised: Vec<bool>,
+}
+
+/// A row that is not trained on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rejected {
+    /// `file:line`
+    pub source: String,
+    pub id: String,
+    pub reason: String,
+}
+
+/// A row of which only the first tokens are trained on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Truncated {
+    /// `file:line`
+    pub source: String,
+    pub id: String,
+    /// How many tokens the whole row has.
+    pub tokens: usize,
+}
+
+/// Every row of the files: `rows = examples.len() + rejected.len()`, in the order of the files.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Dataset {
+    pub examples: Vec<Example>,
+    pub rejected: Vec<Rejected>,
+    /// Those among the examples that were cut.
+    pub truncated: Vec<Truncated>,
+    pub rows: usize,
+}
+
+/// Reads and tokenises `paths`.
+///
+/// Rows longer than `data.max_tokens` are an error, rejected or cut, as `data.overlong` says. Everything else that is wrong with a row is
+/// a data error that names file, line and field. A row without an id gets its number, from 0 over all files.
+pub fn load(paths: &[PathBuf], options: &DataConfig, chat: &Chat) -> Result<Dataset> {
+    let mut rows = Vec::new();
+    for path in paths {
+        rows.extend(read_rows(path, &options.fields, options.system.as_deref(), true)?);
+    }
+    let encoded: Vec<Result<Encoded>> = rows.par_iter().map(|row| encode(row, chat)).collect();
+    let mut dataset = Dataset { rows: rows.len(), ..Dataset::default() };
+    let mut overlong = Vec::new();
+    for (number, (row, encoded)) in rows.into_iter().zip(encoded).enumerate() {
+        let Encoded { mut tokens, mut supervised } = encoded?;
+        let (source, length) = (row.source, tokens.len());
+        let id = match row.id {
+            Some(Value::String(id)) => id,
+            Some(id) => id.to_string(),
+            None => number.to_string(),
+        };
+        if length > options.max_tokens {
+            match options.overlong {
+                Overlong::Error => {
+                    overlong.push(format!("{source} (id {id}): {length}"));
+                    continue;
+                }
+                Overlong::Drop => {
+                    let reason = format!("{length} tokens, more than data.max_tokens = {}", options.max_tokens);
+                    dataset.rejected.push(Rejected { source, id, reason });
+                    continue;
+                }
+                Overlong::Truncate => {
+                    tokens.truncate(options.max_tokens);
+                    supervised.truncate(options.max_tokens);
+                    if !supervised.contains(&true) {
+                        let reason = format!("its prompt alone fills data.max_tokens = {}", options.max_tokens);
+                        dataset.rejected.push(Rejected { source, id, reason });
+                        continue;
+                    }
+                    dataset.truncated.push(Truncated { source, id: id.clone(), tokens: length });
+                }
+            }
+        }
+        dataset.examples.push(Example { id, tokens, supervised });
+    }
+    refuse_overlong(&overlong, options.max_tokens)?;
+    if dataset.examples.is_empty() {
+        let why =
+            dataset.rejected.first().map_or(String::new(), |first| format!(", the first ({}): {}", first.source, first.reason));
+        return Err(Error::data(format!(
+            "no row is left to train on: {} of {} rejected{why}",
+            dataset.rejected.len(),
+            dataset.rows
+        )));
+    }
+    Ok(dataset)
+}
+
+fn encode(row: &Row, chat: &Chat) -> Result<Encoded> {
+    let encoded = chat.encode_conversation(&row.messages).map_err(|error| error.context(&row.source))?;
+    // The first token has nothing before it to be predicted from.
+    if !encoded.supervised.iter().skip(1).any(|&target| target) {
+        return Err(Error::data(format!("{}: no token of the row is supervised", row.source)));
+    }
+    Ok(encoded)
+}
+
+fn refuse_overlong(overlong: &[String], max_tokens: usize) -> Result<()> {
+    const SHOWN: usize = 10;
+    if overlong.is_empty() {
+        return Ok(());
+    }
+    let mut list: String = overlong.iter().take(SHOWN).map(|row| format!("\n  {row} tokens")).collect();
+    if overlong.len() > SHOWN {
+        list.push_str(&format!("\n  and {} more", overlong.len() - SHOWN));
+    }
+    Err(Error::data(format!("{} rows are longer than data.max_tokens = {max_tokens}:{list}", overlong.len()))
+        .help("raise data.max_tokens, or set data.overlong to \"drop\" or \"truncate\""))
+}
