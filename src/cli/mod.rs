@@ -1,1 +1,69 @@
+//! The command line: what the user typed, and which command it means. A file a command.
 
+mod device;
+mod memory;
+mod model;
+mod progress;
+mod score;
+mod train;
+
+use crate::error::{Error, Kind, Result};
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+/// Fine-tune Qwen2-family models with all parameters on long reasoning chains.
+///
+/// Exit codes: 0 done, 1 internal error, 2 usage or configuration, 3 data, 4 does not fit in memory, 5 loss not finite,
+/// 6 communication, 7 checkpoint, 75 stopped by a signal.
+#[derive(Parser)]
+#[command(name = "limo-engine", version, propagate_version = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Train(train::TrainArgs),
+    Score(score::ScoreArgs),
+}
+
+/// Runs the program; errors go to standard error.
+pub fn main() -> ExitCode {
+    let Cli { command } = Cli::parse();
+    // A panic is a bug of ours: it has printed where; here it becomes exit code 1.
+    let result = std::panic::catch_unwind(|| dispatch(command)).unwrap_or_else(|_| {
+        Err(Error::internal("this is a bug in limo-engine").help("please report it with the command and the lines above"))
+    });
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::from(error.kind.exit_code())
+        }
+    }
+}
+
+fn dispatch(command: Command) -> Result<()> {
+    match command {
+        Command::Train(args) => train::run(args),
+        Command::Score(args) => score::run(args),
+    }
+}
+
+/// Writes a line to standard output. A reader that went away (`| head`) is no reason to stop.
+pub(crate) fn print_line(line: std::fmt::Arguments) -> Result<()> {
+    use std::io::Write;
+    match writeln!(std::io::stdout(), "{line}") {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(Error::new(Kind::Internal, format!("standard output: {error}")))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// `println!` that reports a full disk and survives a closed pipe.
+macro_rules! say {
+    ($($argument:tt)*) => { $crate::cli::print_line(format_args!($($argument)*)) };
+}
+pub(crate) use say;

@@ -24,6 +24,8 @@ pub struct ModelConfig {
     pub rms_norm_eps: f64,
     pub rope_theta: f64,
     pub tie_word_embeddings: bool,
+    /// Standard deviation of random initial matrices.
+    pub initializer_range: f64,
 }
 
 /// Reads a JSON object from `path`: what an export copies, keys in their order. Errors: data errors that name the file and line.
@@ -97,6 +99,7 @@ impl Reader<'_> {
             rms_norm_eps: self.positive("rms_norm_eps", self.get("rms_norm_eps"), 1e-6)?,
             rope_theta: self.rope_theta()?,
             tie_word_embeddings: self.boolean("tie_word_embeddings", false)?,
+            initializer_range: self.positive("initializer_range", self.get("initializer_range"), 0.02)?,
         })
     }
 

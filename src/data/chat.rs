@@ -73,6 +73,30 @@ impl Chat {
         Ok(encoded)
     }
 
+    /// Token ids of `messages` up to where the model is to answer, with the text of the user turns marked as supervised, and tokenised alone.
+    ///
+    /// Errors: a data error if the template alters or drops that text.
+    pub fn encode_question(&self, messages: &[Message]) -> Result<Encoded> {
+        let whole = self.template.render(messages, true)?;
+        let mut encoded = Encoded { tokens: Vec::new(), supervised: Vec::new() };
+        let mut done = 0;
+        for (turn, message) in messages.iter().enumerate() {
+            let Some(at) = whole[done..].find(&message.content) else {
+                return Err(Error::data(format!("message {turn}: the chat template alters or drops its text")));
+            };
+            let (start, end) = (done + at, done + at + message.content.len());
+            if message.role == Role::User {
+                self.append(&mut encoded, &whole[done..start], false)?;
+                self.append(&mut encoded, &whole[start..end], true)?;
+            } else {
+                self.append(&mut encoded, &whole[done..end], false)?;
+            }
+            done = end;
+        }
+        self.append(&mut encoded, &whole[done..], false)?;
+        Ok(encoded)
+    }
+
     fn append(&self, encoded: &mut Encoded, text: &str, supervised: bool) -> Result<()> {
         encoded.tokens.extend(self.tokenizer.encode(text)?);
         encoded.supervised.resize(encoded.tokens.len(), supervised);
@@ -87,6 +111,11 @@ impl Chat {
     /// Text of `ids` with special tokens written out.
     pub fn decode_raw(&self, ids: &[i32]) -> String {
         self.tokenizer.decode(ids, false)
+    }
+
+    /// How many ids the tokenizer has; those above are padding rows of the model's vocabulary.
+    pub fn vocabulary(&self) -> usize {
+        self.tokenizer.vocabulary()
     }
 
     /// Ids at which an answer ends.

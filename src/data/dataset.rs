@@ -1,12 +1,12 @@
 //! Rows of files as token sequences, each row either an example or rejected with its reason.
 
 use super::chat::{Chat, Encoded};
-use super::rows::{Row, read_rows};
-use crate::config::{DataConfig, Overlong};
+use super::rows::{Prompt, Row, read_prompts, read_rows};
+use crate::config::{DataConfig, FieldNames, Overlong};
 use crate::error::{Error, Result};
 use rayon::prelude::*;
 use serde_json::Value;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// A row ready for training. `tokens` and `supervised` have one entry a token.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,11 +61,7 @@ pub fn load(paths: &[PathBuf], options: &DataConfig, chat: &Chat) -> Result<Data
     for (number, (row, encoded)) in rows.into_iter().zip(encoded).enumerate() {
         let Encoded { mut tokens, mut supervised } = encoded?;
         let (source, length) = (row.source, tokens.len());
-        let id = match row.id {
-            Some(Value::String(id)) => id,
-            Some(id) => id.to_string(),
-            None => number.to_string(),
-        };
+        let id = row.id.map_or_else(|| number.to_string(), |id| text_of(&id));
         if length > options.max_tokens {
             match options.overlong {
                 Overlong::Error => {
@@ -104,13 +100,56 @@ pub fn load(paths: &[PathBuf], options: &DataConfig, chat: &Chat) -> Result<Data
     Ok(dataset)
 }
 
+/// Reads and tokenises every row of one file for scoring, its assistant turns supervised. The id is the row's own, else its number from 0.
+pub fn load_conversations(
+    path: &Path,
+    fields: &FieldNames,
+    system: Option<&str>,
+    chat: &Chat,
+) -> Result<Vec<(Value, Example)>> {
+    let rows = read_rows(path, fields, system, true)?;
+    let row = |(number, row): (usize, Row)| {
+        let encoded = encode(&row, chat)?;
+        Ok(identified(row.id, number, encoded))
+    };
+    rows.into_par_iter().enumerate().map(row).collect()
+}
+
+/// Like [`load_conversations`], with the user turns supervised and no answer after them.
+pub fn load_questions(path: &Path, fields: &FieldNames, system: Option<&str>, chat: &Chat) -> Result<Vec<(Value, Example)>> {
+    let prompts = read_prompts(path, fields, system)?;
+    let prompt = |(number, prompt): (usize, Prompt)| {
+        let encoded =
+            chat.encode_question(&prompt.messages).map_err(|e| e.context(format!("{}: row {number}", path.display())))?;
+        require_supervised(&encoded).map_err(|e| e.context(format!("{}: row {number}", path.display())))?;
+        Ok(identified(Some(prompt.id), number, encoded))
+    };
+    prompts.into_par_iter().enumerate().map(prompt).collect()
+}
+
+fn identified(id: Option<Value>, number: usize, encoded: Encoded) -> (Value, Example) {
+    let id = id.unwrap_or_else(|| number.into());
+    let Encoded { tokens, supervised } = encoded;
+    (id.clone(), Example { id: text_of(&id), tokens, supervised })
+}
+
+/// An id as text: a string without its quotes.
+fn text_of(id: &Value) -> String {
+    id.as_str().map_or_else(|| id.to_string(), str::to_string)
+}
+
 fn encode(row: &Row, chat: &Chat) -> Result<Encoded> {
     let encoded = chat.encode_conversation(&row.messages).map_err(|error| error.context(&row.source))?;
-    // The first token has nothing before it to be predicted from.
-    if !encoded.supervised.iter().skip(1).any(|&target| target) {
-        return Err(Error::data(format!("{}: no token of the row is supervised", row.source)));
-    }
+    require_supervised(&encoded).map_err(|error| error.context(&row.source))?;
     Ok(encoded)
+}
+
+/// The first token has nothing before it to be predicted from.
+fn require_supervised(encoded: &Encoded) -> Result<()> {
+    match encoded.supervised.iter().skip(1).any(|&target| target) {
+        true => Ok(()),
+        false => Err(Error::data("no token of the row is supervised")),
+    }
 }
 
 fn refuse_overlong(overlong: &[String], max_tokens: usize) -> Result<()> {

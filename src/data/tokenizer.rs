@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     special: HashSet<i32>,
+    vocabulary: usize,
     path: PathBuf,
 }
 
@@ -26,16 +27,18 @@ impl Tokenizer {
         // Both would change rows without a word: a length limit cuts them, padding adds to them.
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|error| Error::data(format!("{}: {error}", path.display())))?;
-        if let Some(largest) = inner.get_vocab(true).into_values().max().filter(|&id| id as usize >= vocab_size) {
+        let vocabulary = inner.get_vocab(true).into_values().max().map_or(0, |largest| largest as usize + 1);
+        if vocabulary > vocab_size {
             return Err(Error::data(format!(
-                "{}: token id {largest} does not fit the model's vocabulary of {vocab_size}",
-                path.display()
+                "{}: token id {} does not fit the model's vocabulary of {vocab_size}",
+                path.display(),
+                vocabulary - 1
             ))
             .help("the tokenizer and the model do not belong together"));
         }
         let added = inner.get_added_tokens_decoder();
         let special = added.iter().filter(|(_, token)| token.special).map(|(&id, _)| id as i32).collect();
-        Ok(Tokenizer { inner, special, path })
+        Ok(Tokenizer { inner, special, vocabulary, path })
     }
 
     /// Token ids of `text`. Nothing is added; special tokens written in the text become their ids.
@@ -49,6 +52,11 @@ impl Tokenizer {
     pub fn decode(&self, ids: &[i32], skip_special: bool) -> String {
         let ids: Vec<u32> = ids.iter().filter_map(|&id| u32::try_from(id).ok()).collect();
         contain(|| self.inner.decode(&ids, skip_special).map_err(|error| error.to_string())).unwrap_or_default()
+    }
+
+    /// One more than the largest id.
+    pub fn vocabulary(&self) -> usize {
+        self.vocabulary
     }
 
     pub fn id(&self, token: &str) -> Option<i32> {

@@ -2,6 +2,7 @@
 
 use super::layout::{Block, BlockLayout, Layout, Part, Role};
 use crate::error::{Error, Result};
+use crate::io::Checkpoint;
 use crate::ops::Ops;
 use crate::tensor::{Arena, DType, Tensor, View};
 use half::bf16;
@@ -66,6 +67,23 @@ impl ResidentWeights {
         Ok(())
     }
 
+    /// Loads a checkpoint, refusing tensors of another shape and values that are not finite.
+    pub fn load_checkpoint(&mut self, ops: &dyn Ops, checkpoint: &Checkpoint) -> Result<()> {
+        self.load(ops, |name, shape, out| {
+            let (_, stored) = checkpoint.info(name)?;
+            if stored != shape {
+                return Err(Error::data(format!("tensor {name} has shape {stored:?}, but config.json implies {shape:?}"))
+                    .help("config.json and the weights are of different models"));
+            }
+            checkpoint.read_f32(name, 0..shape[0], out)?;
+            match out.iter().position(|v| !v.is_finite()) {
+                Some(at) => Err(Error::data(format!("tensor {name} holds {} at element {at}", out[at]))
+                    .help("the checkpoint is damaged: download it again")),
+                None => Ok(()),
+            }
+        })
+    }
+
     /// Random weights as transformers initialises Qwen2: matrices normal with deviation `std`, norms 1, biases 0. A pure function of
     /// the seed and the tensor's name.
     pub fn initialise(&mut self, ops: &dyn Ops, seed: u64, std: f32) -> Result<()> {
@@ -84,7 +102,8 @@ impl ResidentWeights {
         for (layout, data) in self.layout.blocks.iter().zip(&self.blocks) {
             for parameter in &layout.parameters {
                 if let Some(part) = parameter.parts.iter().find(|part| part.name == name) {
-                    let range = parameter.part_range(&Part { rows: rows.len(), begin: part.begin + rows.start, ..part.clone() });
+                    let range =
+                        parameter.part_range(&Part { rows: rows.len(), begin: part.begin + rows.start, ..part.clone() });
                     out.copy_from_slice(&download_f32(ops, data.view().rows(range))?);
                     return Ok(());
                 }

@@ -48,8 +48,11 @@ impl RunFolder {
         // What an interrupted export left behind is ours too.
         let ours = |name: &str| OURS.contains(&name) || name.starts_with(".model.") || name.starts_with("model.");
         if let Some(foreign) = names.iter().find(|name| !ours(name)) {
-            return Err(Error::usage(format!("{}: output.dir holds {foreign}, which no run of limo-engine wrote", path.display()))
-                .help("choose an empty or new folder"));
+            return Err(Error::usage(format!(
+                "{}: output.dir holds {foreign}, which no run of limo-engine wrote",
+                path.display()
+            ))
+            .help("choose an empty or new folder"));
         }
         if names.is_empty() {
             return Ok((folder, Start::Fresh));
@@ -94,5 +97,6 @@ impl RunFolder {
 }
 
 fn cannot_write(path: &Path, error: std::io::Error) -> Error {
-    Error::usage(format!("{}: cannot be written: {error}", path.display())).help("set output.dir to a folder that you can write to")
+    Error::usage(format!("{}: cannot be written: {error}", path.display()))
+        .help("set output.dir to a folder that you can write to")
 }

@@ -63,13 +63,22 @@ mod tests {
 
     #[test]
     fn warm_up_rises_from_zero() {
-        let (linear, optimizer) =
-            steps(10, &["train.batch=1", "train.epochs=2", "optimizer.warmup_ratio=0.11", "optimizer.schedule=linear", "optimizer.lr=1.0"]);
+        let (linear, optimizer) = steps(
+            10,
+            &[
+                "train.batch=1",
+                "train.epochs=2",
+                "optimizer.warmup_ratio=0.11",
+                "optimizer.schedule=linear",
+                "optimizer.lr=1.0",
+            ],
+        );
         assert_eq!(linear, Steps { per_epoch: 10, total: 20, warmup: 3 });
         let rates: Vec<f64> = (0..20).map(|k| linear.lr(k, &optimizer)).collect();
         assert_eq!(&rates[..4], &[0.0, 1.0 / 3.0, 2.0 / 3.0, 1.0]);
         assert!((rates[19] - 1.0 / 17.0).abs() < 1e-15);
-        let (constant, optimizer) = steps(10, &["train.max_steps=5", "optimizer.warmup_steps=2", "optimizer.schedule=constant"]);
+        let (constant, optimizer) =
+            steps(10, &["train.max_steps=5", "optimizer.warmup_steps=2", "optimizer.schedule=constant"]);
         assert_eq!(constant.total, 5);
         assert_eq!(constant.lr(4, &optimizer), 5e-6);
     }

@@ -1,0 +1,123 @@
+//! `limo-engine score`.
+
+use super::device::DeviceChoice;
+use super::model::trained_system;
+use super::say;
+use crate::config::{FieldNames, ModelConfig};
+use crate::data::{Chat, Example, IGNORE, load_conversations, load_questions, pack};
+use crate::error::{Result, io_error};
+use crate::io::{Checkpoint, write_atomic};
+use crate::sample::Scorer;
+use clap::ValueEnum;
+use serde::Serialize;
+use serde_json::Value;
+use std::io::Write;
+use std::path::PathBuf;
+
+/// Log-probabilities of responses or prompts under a model, a row of output for each row of input
+///
+/// Example: limo-engine score --model runs/tiny/model --input configs/tiny/heldout.jsonl --output scores.jsonl
+#[derive(clap::Args)]
+pub struct ScoreArgs {
+    /// Folder of a Hugging Face model
+    #[arg(long, value_name = "DIR")]
+    model: PathBuf,
+    /// Rows to score, .jsonl or .json
+    #[arg(long, value_name = "FILE")]
+    input: PathBuf,
+    /// Rows of id, tokens, supervised_tokens, mean_logprob
+    #[arg(long, value_name = "FILE")]
+    output: PathBuf,
+    /// System prompt of rows without their own; "" for none. Default: the one the model was trained with, else the template's
+    #[arg(long, value_name = "TEXT")]
+    system: Option<String>,
+    #[arg(long, value_enum, default_value_t = Target::Response)]
+    target: Target,
+    /// Also write the token ids and log-probabilities of the scored tokens
+    #[arg(long)]
+    logprobs: bool,
+    #[arg(long, value_enum, default_value_t = DeviceChoice::Auto)]
+    device: DeviceChoice,
+}
+
+/// Which tokens are scored
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Target {
+    /// The assistant turns and their ends
+    Response,
+    /// The text of the user turns
+    Prompt,
+}
+
+#[derive(Serialize)]
+struct Scored {
+    id: Value,
+    tokens: usize,
+    supervised_tokens: usize,
+    /// Natural logarithm.
+    mean_logprob: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    token_ids: Option<Vec<i32>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    logprobs: Option<Vec<f32>>,
+}
+
+pub fn run(args: ScoreArgs) -> Result<()> {
+    /// Rows that are packed together; the output is written in input order after each group.
+    const GROUP: usize = 256;
+    const MICRO_TOKENS: usize = 4096;
+
+    let ops = args.device.ops()?;
+    let config = ModelConfig::from_file(&args.model.join("config.json"))?;
+    let chat = Chat::load(&args.model, None, config.vocab_size)?;
+    let system = match args.system {
+        Some(system) => Some(system),
+        None => trained_system(&args.model)?,
+    };
+    match &system {
+        Some(system) => say!("system prompt: {system:?}")?,
+        None => say!("system prompt: the template's own, where it has one")?,
+    }
+    let read = match args.target {
+        Target::Response => load_conversations,
+        Target::Prompt => load_questions,
+    };
+    let rows: Vec<(Value, Example)> = read(&args.input, &FieldNames::default(), system.as_deref(), &chat)?;
+    let longest = rows.iter().map(|(_, e)| e.tokens.len()).max().unwrap_or(1);
+    let micro_tokens = longest.max(MICRO_TOKENS);
+    let checkpoint = Checkpoint::open(&args.model)?;
+    let mut scorer = Scorer::load(ops.as_ref(), &config, &checkpoint, micro_tokens, longest)?;
+
+    let (mut total, mut count) = (0.0, 0);
+    write_atomic(&args.output, |out| {
+        for group in rows.chunks(GROUP) {
+            let examples: Vec<&Example> = group.iter().map(|(_, example)| example).collect();
+            let mut scores: Vec<Vec<(i32, f32)>> = vec![Vec::new(); group.len()];
+            for batch in pack(&examples, micro_tokens, true)? {
+                let values = scorer.log_probabilities(ops.as_ref(), &batch)?;
+                for (&row, bounds) in batch.rows.iter().zip(batch.cu_seqlens.windows(2)) {
+                    let range = bounds[0] as usize..bounds[1] as usize;
+                    let pairs = batch.targets[range.clone()].iter().copied().zip(values[range].iter().copied());
+                    scores[row] = pairs.filter(|&(target, _)| target != IGNORE).collect();
+                }
+            }
+            for ((id, example), scores) in group.iter().zip(scores) {
+                let sum: f64 = scores.iter().map(|&(_, value)| value as f64).sum();
+                total += sum;
+                count += scores.len();
+                let scored = Scored {
+                    id: id.clone(),
+                    tokens: example.tokens.len(),
+                    supervised_tokens: scores.len(),
+                    mean_logprob: sum / scores.len() as f64,
+                    token_ids: args.logprobs.then(|| scores.iter().map(|&(target, _)| target).collect()),
+                    logprobs: args.logprobs.then(|| scores.iter().map(|&(_, value)| value).collect()),
+                };
+                serde_json::to_writer(&mut *out, &scored).map_err(|e| io_error(&args.output, e.into()))?;
+                out.write_all(b"\n").map_err(|e| io_error(&args.output, e))?;
+            }
+        }
+        Ok(())
+    })?;
+    say!("{} rows, {count} tokens, mean log-probability {:.4}: {}", rows.len(), total / count as f64, args.output.display())
+}

@@ -1,0 +1,329 @@
+//! `limo-engine train`.
+
+use super::device::DeviceChoice;
+use super::memory::available_host_memory;
+use super::progress::{Progress, clock};
+use super::say;
+use crate::config::{Config, ModelConfig, OutputDtype, Recompute, read_json};
+use crate::data::{Chat, Dataset, Message, Prompt, load, read_prompts};
+use crate::error::{Error, Result};
+use crate::grading::boxed_answer;
+use crate::io::{Checkpoint, DEFAULT_SHARD_BYTES, Export, TensorSpec, export, write_atomic};
+use crate::model::{Keep, Layout};
+use crate::ops::Ops;
+use crate::sample::Greedy;
+use crate::tensor::{DType, Ledger, format_bytes};
+use crate::train::{Engine, EvalRecord, Job, Observer, Outcome, Resume, RunFolder, Sizes, Start, StepRecord, Steps, train};
+use serde_json::Value;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+/// Train a model as a configuration file says
+///
+/// Example: limo-engine train configs/tiny.toml -s train.epochs=1 -s output.dir=runs/short
+#[derive(clap::Args)]
+pub struct TrainArgs {
+    /// The configuration (docs/config.md has every key)
+    config: PathBuf,
+    /// Override a key, as in train.batch=8; values are TOML, else text
+    #[arg(short, long = "set", value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    #[arg(long, value_enum, default_value_t = DeviceChoice::Auto)]
+    device: DeviceChoice,
+    /// Data-parallel ranks; this version has one
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    ranks: Option<u32>,
+    /// auto: go on where output.dir stands; never: start over
+    #[arg(long, value_name = "auto|never|PATH", default_value = "auto")]
+    resume: String,
+    /// Delete the run that output.dir holds
+    #[arg(long)]
+    overwrite: bool,
+    /// Check configuration, data and memory, then stop
+    #[arg(long)]
+    dry_run: bool,
+}
+
+pub fn run(args: TrainArgs) -> Result<()> {
+    let resume = match args.resume.as_str() {
+        "auto" => Resume::Auto,
+        "never" => Resume::Never,
+        path => {
+            return Err(Error::usage(format!("--resume {path}: this version writes no checkpoints to resume from"))
+                .help("use --resume auto or --resume never"));
+        }
+    };
+    if let Some(ranks) = args.ranks.filter(|&ranks| ranks != 1) {
+        return Err(
+            Error::usage(format!("--ranks {ranks}: this version trains on one rank")).help("pass --ranks 1, or leave it out")
+        );
+    }
+    let config = Config::load(&args.config, &args.set)?;
+    let ops = args.device.ops()?;
+    let architecture = ModelConfig::from_file(&config.model.config_file()?)?;
+    let tokenizer = config.model.tokenizer_folder()?;
+    let chat = Chat::load(&tokenizer, config.model.chat_template.as_deref(), architecture.vocab_size)?;
+    let data = load(&config.data.train, &config.data, &chat)?;
+    say!("{}", describe("train", &data))?;
+    let eval = (!config.data.eval.is_empty()).then(|| load(&config.data.eval, &config.data, &chat)).transpose()?;
+    if let Some(eval) = &eval {
+        say!("{}", describe("eval", eval))?;
+    }
+    let samples = Samples::load(&config, &chat)?;
+
+    let (sizes, ledger) = sizes(&config, &architecture, ops.as_ref(), &[Some(&data), eval.as_ref()])?;
+    let steps = Steps::new(data.examples.len(), &config.train, &config.optimizer);
+    describe_run(&architecture, ops.as_ref(), &ledger, &data, steps, sizes)?;
+    if args.dry_run {
+        return say!("dry run: nothing was written");
+    }
+
+    let (folder, start) = RunFolder::open(&config.output.dir, resume, args.overwrite)?;
+    if start == Start::Finished {
+        return say!("{} holds a finished run; --overwrite starts over", folder.path.display());
+    }
+    write_atomic(&folder.config(), |out| {
+        out.write_all(config.to_toml().as_bytes()).map_err(|e| crate::error::io_error(folder.config(), e))
+    })?;
+
+    let mut engine = Engine::new(ops, &architecture, sizes)?;
+    load_weights(&mut engine, &config, &architecture)?;
+    let sampler = samples.map(|samples| Sampler::new(samples, &engine, &chat)).transpose()?;
+    let mut reporter = Reporter { progress: Progress::new(steps), sampler };
+    let job = Job { config: &config, train: &data, eval: eval.as_ref() };
+    let outcome = train(&mut engine, &job, &folder.metrics(), &mut reporter)?;
+    reporter.progress.finish();
+
+    export_model(&engine, &config, &tokenizer, &folder.model())?;
+    summarise(&outcome, &engine, &folder.model())
+}
+
+fn describe(what: &str, data: &Dataset) -> String {
+    let tokens: usize = data.examples.iter().map(|e| e.tokens.len()).sum();
+    let longest = data.examples.iter().map(|e| e.tokens.len()).max().unwrap_or_default();
+    let mut text = format!(
+        "{what}: {} rows in, {} used, {} rejected, {} truncated; {tokens} tokens, longest row {longest}",
+        data.rows,
+        data.examples.len(),
+        data.rejected.len(),
+        data.truncated.len()
+    );
+    for rejected in &data.rejected {
+        text += &format!("\n  rejected {} (id {}): {}", rejected.source, rejected.id, rejected.reason);
+    }
+    for cut in &data.truncated {
+        text += &format!("\n  truncated {} (id {}): had {} tokens", cut.source, cut.id, cut.tokens);
+    }
+    text
+}
+
+/// What to reserve: buffers no longer than the data needs, and the fastest recompute policy that fits.
+fn sizes(config: &Config, architecture: &ModelConfig, ops: &dyn Ops, data: &[Option<&Dataset>]) -> Result<(Sizes, Ledger)> {
+    let lengths = || data.iter().flatten().flat_map(|d| &d.examples).map(|e| e.tokens.len());
+    let longest = lengths().max().unwrap_or(1);
+    let micro_tokens = if config.train.packing { config.train.micro_tokens.min(lengths().sum()) } else { longest };
+    let policies: &[Keep] = match config.memory.recompute {
+        Recompute::None => &[Keep::All],
+        Recompute::Mlp => &[Keep::Attention],
+        Recompute::Block => &[Keep::Stream],
+        Recompute::Auto => &[Keep::All, Keep::Attention, Keep::Stream],
+    };
+    let available = available_host_memory().unwrap_or(usize::MAX);
+    let mut needed = 0;
+    for &keep in policies {
+        let sizes = Sizes { micro_tokens: micro_tokens.max(longest), positions: longest, keep };
+        let ledger = Engine::plan(ops.dtype(), architecture, sizes)?;
+        needed = ledger.total();
+        if needed <= available {
+            return Ok((sizes, ledger));
+        }
+    }
+    Err(Error::does_not_fit(format!("the run needs {}, {} are available", format_bytes(needed), format_bytes(available)))
+        .help("lower train.micro_tokens or data.max_tokens, set memory.recompute = \"block\", or use a smaller model"))
+}
+
+fn describe_run(
+    architecture: &ModelConfig,
+    ops: &dyn Ops,
+    ledger: &Ledger,
+    data: &Dataset,
+    steps: Steps,
+    sizes: Sizes,
+) -> Result<()> {
+    let layout = Layout::new(architecture);
+    say!("model: {} parameters, {} layers, on {}", layout.parameter_count(), architecture.num_hidden_layers, ops.device())?;
+    say!("memory: {} ({:?} kept for the backward pass)", format_bytes(ledger.total()), sizes.keep)?;
+    for (group, bytes) in ledger.by_group() {
+        say!("  {group:<12} {:>10}", format_bytes(bytes))?;
+    }
+    let tokens: usize = data.examples.iter().map(|e| e.tokens.len()).sum();
+    say!(
+        "steps: {} ({} an epoch, {} warm-up), about {} tokens each",
+        steps.total,
+        steps.per_epoch,
+        steps.warmup,
+        tokens / steps.per_epoch
+    )
+}
+
+fn load_weights(engine: &mut Engine, config: &Config, architecture: &ModelConfig) -> Result<()> {
+    let ops = engine.ops.as_ref();
+    match config.model.folder()? {
+        Some(folder) => {
+            let checkpoint = Checkpoint::open(&folder)?;
+            engine.state.weights.load_checkpoint(ops, &checkpoint).map_err(|e| e.context(folder.display()))
+        }
+        None => engine.state.weights.initialise(ops, config.train.seed, architecture.initializer_range as f32),
+    }
+}
+
+/// Rows to answer during training.
+struct Samples {
+    prompts: Vec<Prompt>,
+    max_tokens: usize,
+}
+
+impl Samples {
+    fn load(config: &Config, chat: &Chat) -> Result<Option<Samples>> {
+        let Some(file) = &config.samples.file else { return Ok(None) };
+        let mut prompts = read_prompts(file, &config.data.fields, config.data.system.as_deref())?;
+        if config.samples.n > 0 {
+            prompts.truncate(config.samples.n);
+        }
+        for prompt in &prompts {
+            chat.encode_prompt(&prompt.messages).map_err(|e| e.context(format!("{} (id {})", file.display(), prompt.id)))?;
+        }
+        Ok(Some(Samples { prompts, max_tokens: config.samples.max_tokens }))
+    }
+}
+
+struct Sampler<'a> {
+    samples: Samples,
+    chat: &'a Chat,
+    tokens: Vec<Vec<i32>>,
+    greedy: Greedy,
+}
+
+impl<'a> Sampler<'a> {
+    /// Sequences decoded at a time.
+    const SLOTS: usize = 64;
+    /// Answers printed in full.
+    const SHOWN: usize = 3;
+
+    fn new(samples: Samples, engine: &Engine, chat: &'a Chat) -> Result<Self> {
+        let tokens = samples.prompts.iter().map(|p| chat.encode_prompt(&p.messages)).collect::<Result<Vec<_>>>()?;
+        let capacity = tokens.iter().map(Vec::len).max().unwrap_or(1) + samples.max_tokens;
+        let greedy =
+            Greedy::new(engine.ops.as_ref(), &engine.state.model.config, tokens.len().clamp(1, Self::SLOTS), capacity)?;
+        Ok(Sampler { samples, chat, tokens, greedy })
+    }
+
+    fn run(&mut self, engine: &Engine, step: usize, progress: &Progress) -> Result<()> {
+        let state = &engine.state;
+        let (max_tokens, vocabulary) = (self.samples.max_tokens, self.chat.vocabulary());
+        let stop = self.chat.stop_ids();
+        let answers = self.greedy.generate(
+            engine.ops.as_ref(),
+            &state.model,
+            &state.weights,
+            &self.tokens,
+            max_tokens,
+            stop,
+            vocabulary,
+        )?;
+        let texts: Vec<String> = answers.iter().map(|a| self.chat.decode(&a.tokens)).collect();
+        for ((prompt, text), answer) in self.samples.prompts.iter().zip(&texts).zip(&answers).take(Self::SHOWN) {
+            let question = prompt.messages.last().map_or("", |m: &Message| m.content.as_str());
+            let end = if answer.stopped { "" } else { " […]" };
+            progress.line(&format!(
+                "sample at step {step}, id {}: {question}\n  {}{end}",
+                prompt.id,
+                text.replace('\n', "\n  ")
+            ))?;
+        }
+        let graded: Vec<bool> =
+            self.samples.prompts.iter().zip(&texts).filter_map(|(p, t)| exact_match(p.answer.as_ref()?, t)).collect();
+        if !graded.is_empty() {
+            let correct = graded.iter().filter(|&&correct| correct).count();
+            let percent = 100.0 * correct as f64 / graded.len() as f64;
+            progress.line(&format!("exact match at step {step}: {correct}/{} = {percent:.1} %", graded.len()))?;
+        }
+        Ok(())
+    }
+}
+
+/// Whether the boxed answer of `response` is the reference answer, character by character. None where the reference is not text or a number.
+fn exact_match(reference: &Value, response: &str) -> Option<bool> {
+    let reference = match reference {
+        Value::String(text) => text.clone(),
+        Value::Number(number) => number.to_string(),
+        _ => return None,
+    };
+    Some(boxed_answer(response).is_some_and(|answer| answer.trim() == reference.trim()))
+}
+
+struct Reporter<'a> {
+    progress: Progress,
+    sampler: Option<Sampler<'a>>,
+}
+
+impl Observer for Reporter<'_> {
+    fn step(&mut self, record: &StepRecord, steps: Steps) -> Result<()> {
+        self.progress.step(record, steps)
+    }
+    fn evaluation(&mut self, record: &EvalRecord) -> Result<()> {
+        self.progress.evaluation(record)
+    }
+    fn samples(&mut self, engine: &mut Engine, step: usize) -> Result<()> {
+        match &mut self.sampler {
+            Some(sampler) => sampler.run(engine, step, &self.progress),
+            None => Ok(()),
+        }
+    }
+    fn skipped(&mut self, error: &Error) -> Result<()> {
+        self.progress.line(&format!("skipped: {}", error.message))
+    }
+}
+
+fn export_model(engine: &Engine, config: &Config, tokenizer: &Path, out: &Path) -> Result<()> {
+    let source = config.model.config_file()?;
+    let dtype = match config.output.dtype {
+        OutputDtype::Float32 => DType::F32,
+        OutputDtype::Bfloat16 => DType::Bf16,
+        OutputDtype::Source => {
+            let json = read_json(&source)?;
+            let stated = json.get("dtype").or_else(|| json.get("torch_dtype")).and_then(Value::as_str);
+            if stated == Some("bfloat16") { DType::Bf16 } else { DType::F32 }
+        }
+    };
+    let template = config.model.chat_template.as_deref();
+    let template =
+        template.map(|path| std::fs::read_to_string(path).map_err(|e| crate::error::io_error(path, e))).transpose()?;
+    let tensors: Vec<TensorSpec> =
+        engine.state.model.layout.tensors().map(|(name, shape)| TensorSpec { name: name.to_string(), shape }).collect();
+    let spec = Export {
+        config: &source,
+        tokenizer,
+        chat_template: template.as_deref(),
+        system: config.data.system.as_deref(),
+        tensors: &tensors,
+        dtype,
+        shard_bytes: DEFAULT_SHARD_BYTES,
+    };
+    export(out, &spec, |name, rows, values| engine.state.weights.read(engine.ops.as_ref(), name, rows, values))
+}
+
+fn summarise(outcome: &Outcome, engine: &Engine, model: &Path) -> Result<()> {
+    let flops = 6.0 * engine.state.model.layout.parameter_count() as f64 * outcome.tokens as f64;
+    if let Some(last) = &outcome.last {
+        say!("done: {} steps, last loss {:.4}", last.step, last.loss)?;
+    }
+    say!(
+        "trained {} tokens in {} ({:.0} tokens/s, {:.0} GFLOP/s without attention)",
+        outcome.tokens,
+        clock(outcome.seconds),
+        outcome.tokens as f64 / outcome.seconds,
+        flops / outcome.seconds / 1e9
+    )?;
+    say!("model: {}", model.display())
+}
