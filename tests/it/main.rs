@@ -1,2 +1,3 @@
+mod golden;
 mod io;
 mod tiny_task;

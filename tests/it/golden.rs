@@ -1,0 +1,237 @@
+//! The model against transformers in float32 (tools/golden/model.py): everything within ‖a − b‖ ≤ 1e-4 · ‖b‖.
+
+use limo_engine::config::{ModelConfig, Normalize, OptimizerConfig, Schedule};
+use limo_engine::data::{Example, MicroBatch, pack};
+use limo_engine::io::Checkpoint;
+use limo_engine::model::{Activations, AttentionMode, Keep, Packed, Qwen2, ResidentWeights};
+use limo_engine::ops::Ops;
+use limo_engine::ops::cpu::Cpu;
+use limo_engine::sample::Greedy;
+use limo_engine::tensor::{Arena, DType};
+use limo_engine::train::{Engine, Sizes};
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+const TOLERANCE: f64 = 1e-4;
+const MODELS: [&str; 2] = ["tied", "untied"];
+
+/// One model: its folder, and what transformers made of it.
+struct Golden {
+    name: &'static str,
+    config: ModelConfig,
+    checkpoint: Checkpoint,
+    expected: Checkpoint,
+    facts: Value,
+    examples: Vec<Example>,
+}
+
+impl Golden {
+    fn load(name: &'static str) -> Self {
+        let dir: PathBuf = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/golden/models").join(name);
+        let facts: Value = serde_json::from_slice(&std::fs::read(dir.join("expected/expected.json")).unwrap()).unwrap();
+        let example = |(i, row): (usize, &Value)| Example {
+            id: i.to_string(),
+            tokens: ids(&row["tokens"]),
+            supervised: ids(&row["supervised"]).iter().map(|&s| s == 1).collect(),
+        };
+        Golden {
+            name,
+            config: ModelConfig::from_file(&dir.join("config.json")).unwrap(),
+            checkpoint: Checkpoint::open(&dir).unwrap(),
+            expected: Checkpoint::open(&dir.join("expected")).unwrap(),
+            examples: facts["sequences"].as_array().unwrap().iter().enumerate().map(example).collect(),
+            facts,
+        }
+    }
+
+    fn tensor(&self, name: &str) -> Vec<f32> {
+        whole(&self.expected, name)
+    }
+
+    fn load_weights(&self, ops: &dyn Ops, weights: &mut ResidentWeights) {
+        weights.load(ops, |name, shape, out| self.checkpoint.read_f32(name, 0..shape[0], out)).unwrap();
+    }
+
+    fn engine(&self, keep: Keep) -> Engine {
+        let mut engine = Engine::new(Box::new(Cpu), &self.config, Sizes { micro_tokens: 64, positions: 64, keep }).unwrap();
+        self.load_weights(&Cpu, &mut engine.state.weights);
+        engine
+    }
+
+    fn batches(&self, micro_tokens: usize, packing: bool) -> Vec<MicroBatch> {
+        pack(&self.examples.iter().collect::<Vec<_>>(), micro_tokens, packing).unwrap()
+    }
+
+    /// Gradients of the whole batch by tensor, its loss and the gradients' norm.
+    fn gradients(&self, keep: Keep, batches: &[MicroBatch], normalize: Normalize) -> (BTreeMap<String, Vec<f32>>, f64, f64) {
+        let mut engine = self.engine(keep);
+        let loss = engine.accumulate(batches, self.examples.len(), normalize).unwrap();
+        let norm = engine.gradient_norm().unwrap();
+        let mut gradients = BTreeMap::new();
+        let collect = |name: &str, values: &[f32]| {
+            gradients.insert(name.to_string(), values.to_vec());
+            Ok(())
+        };
+        engine.state.gradients.visit(&Cpu, collect).unwrap();
+        (gradients, loss.value, norm)
+    }
+}
+
+fn ids(value: &Value) -> Vec<i32> {
+    value.as_array().unwrap().iter().map(|id| id.as_i64().unwrap() as i32).collect()
+}
+
+fn whole(checkpoint: &Checkpoint, name: &str) -> Vec<f32> {
+    let (_, shape) = checkpoint.info(name).unwrap();
+    let mut values = vec![f32::NAN; shape.iter().product()];
+    checkpoint.read_f32(name, 0..shape[0], &mut values).unwrap();
+    values
+}
+
+fn assert_close(what: &str, got: &[f32], expected: &[f32], tolerance: f64) {
+    assert_eq!(got.len(), expected.len(), "{what}");
+    let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>().sqrt();
+    let difference = norm(&mut got.iter().zip(expected).map(|(&a, &b)| a as f64 - b as f64));
+    let error = difference / norm(&mut expected.iter().map(|&b| b as f64));
+    assert!(error <= tolerance, "{what}: relative error {error:.2e}");
+}
+
+fn assert_near(what: &str, got: f64, expected: &Value) {
+    let expected = expected.as_f64().unwrap();
+    assert!((got - expected).abs() <= TOLERANCE * expected.abs(), "{what}: {got}, expected {expected}");
+}
+
+fn key(normalize: Normalize) -> &'static str {
+    if normalize == Normalize::Tokens { "tokens" } else { "sequences" }
+}
+
+/// Sequences share one micro-batch here and were run alone there.
+#[test]
+fn logits_of_a_packed_batch() {
+    for golden in MODELS.map(Golden::load) {
+        let batches = golden.batches(64, true);
+        assert_eq!(batches.len(), 1, "the whole batch is packed together");
+        let ((mut model, mut weights, mut activations), _) = Arena::build(Cpu.allocator(), |arena| {
+            let model = Qwen2::new(arena, &golden.config, 32)?;
+            let weights = ResidentWeights::new(arena, model.layout.clone(), DType::F32)?;
+            Ok((model, weights, Activations::new(arena, &golden.config, DType::F32, 64, Keep::Nothing)?))
+        })
+        .unwrap();
+        model.upload_tables(&Cpu).unwrap();
+        golden.load_weights(&Cpu, &mut weights);
+
+        let MicroBatch { tokens, positions, cu_seqlens, rows, .. } = &batches[0];
+        let batch = Packed { tokens, positions, cu_seqlens };
+        model.forward(&Cpu, &weights, &mut activations, batch, AttentionMode::Train).unwrap();
+        let all: Vec<i32> = (0..tokens.len() as i32).collect();
+        let mut logits = Vec::new();
+        model.logits(&Cpu, &weights, &mut activations, &all, |_, row| logits.extend_from_slice(row)).unwrap();
+        for (sequence, row) in rows.iter().enumerate() {
+            let [begin, end] = [0, 1].map(|i| cu_seqlens[sequence + i] as usize * golden.config.vocab_size);
+            let what = format!("{} logits.{row}", golden.name);
+            assert_close(&what, &logits[begin..end], &golden.tensor(&format!("logits.{row}")), TOLERANCE);
+        }
+    }
+}
+
+#[test]
+fn loss_gradients_and_norm_in_both_normalisations() {
+    for golden in MODELS.map(Golden::load) {
+        for normalize in [Normalize::Tokens, Normalize::Sequences] {
+            for keep in [Keep::All, Keep::Attention, Keep::Stream] {
+                let (gradients, loss, norm) = golden.gradients(keep, &golden.batches(64, true), normalize);
+                let what = format!("{} {} {keep:?}", golden.name, key(normalize));
+                assert_near(&format!("{what} loss"), loss, &golden.facts["loss"][key(normalize)]);
+                assert_near(&format!("{what} norm"), norm, &golden.facts["grad_norm"][key(normalize)]);
+                let prefix = format!("grad.{}.", key(normalize));
+                let names: Vec<_> = golden.expected.names().filter_map(|name| name.strip_prefix(&prefix)).collect();
+                assert_eq!(gradients.keys().collect::<Vec<_>>(), names);
+                for (name, values) in &gradients {
+                    assert_close(&format!("{what} {name}"), values, &golden.tensor(&format!("{prefix}{name}")), TOLERANCE);
+                }
+            }
+        }
+    }
+}
+
+/// How a batch is cut into micro-batches is no part of its gradient.
+#[test]
+fn packed_unpacked_and_split_batches_agree() {
+    for golden in MODELS.map(Golden::load) {
+        for normalize in [Normalize::Tokens, Normalize::Sequences] {
+            let (packed, ..) = golden.gradients(Keep::All, &golden.batches(64, true), normalize);
+            for (micro_tokens, packing, count) in [(64, false, 4), (30, true, 2), (24, true, 3)] {
+                let batches = golden.batches(micro_tokens, packing);
+                assert_eq!(batches.len(), count);
+                let (other, ..) = golden.gradients(Keep::All, &batches, normalize);
+                for (name, values) in &packed {
+                    let what = format!("{} {} in {count} micro-batches: {name}", golden.name, key(normalize));
+                    assert_close(&what, &other[name], values, 1e-5);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn parameters_after_eight_adamw_steps() {
+    for golden in MODELS.map(Golden::load) {
+        let training = &golden.facts["training"];
+        let number = |key: &str| training[key].as_f64().unwrap();
+        let settings = OptimizerConfig {
+            lr: number("lr"),
+            schedule: Schedule::Cosine,
+            warmup_steps: training["warmup_steps"].as_u64().unwrap() as usize,
+            eps: number("eps"),
+            weight_decay: number("weight_decay"),
+            clip: number("clip"),
+            ..optimizer_defaults()
+        };
+        assert_eq!(training["betas"], serde_json::json!(settings.betas));
+        let normalize = if training["normalize"] == "tokens" { Normalize::Tokens } else { Normalize::Sequences };
+        let batches = golden.batches(64, true);
+        let mut engine = golden.engine(Keep::All);
+        for (step, expected) in training["trace"].as_array().unwrap().iter().enumerate() {
+            let what = format!("{} step {step}", golden.name);
+            let loss = engine.accumulate(&batches, golden.examples.len(), normalize).unwrap();
+            let norm = engine.gradient_norm().unwrap();
+            assert_near(&format!("{what} loss"), loss.value, &expected["loss"]);
+            assert_near(&format!("{what} norm"), norm, &expected["grad_norm"]);
+            engine.update(&settings, expected["lr"].as_f64().unwrap(), norm).unwrap();
+        }
+        for name in golden.checkpoint.names() {
+            let (before, after) = (whole(&golden.checkpoint, name), golden.tensor(&format!("after.{name}")));
+            let mut got = vec![f32::NAN; after.len()];
+            let rows = golden.checkpoint.info(name).unwrap().1[0];
+            engine.state.weights.read(&Cpu, name, 0..rows, &mut got).unwrap();
+            assert_close(&format!("{} {name}", golden.name), &got, &after, TOLERANCE);
+            // The steps are small against the weights, so what they changed is compared too.
+            let change = |values: &[f32]| values.iter().zip(&before).map(|(a, b)| a - b).collect::<Vec<_>>();
+            assert_close(&format!("{} change of {name}", golden.name), &change(&got), &change(&after), 1e-2);
+        }
+    }
+}
+
+/// Eight prompts through three cache slots; padding rows of the vocabulary are never chosen.
+#[test]
+fn greedy_continuations() {
+    for golden in MODELS.map(Golden::load) {
+        let engine = golden.engine(Keep::Nothing);
+        let rows = golden.facts["generations"].as_array().unwrap();
+        let prompts: Vec<Vec<i32>> = rows.iter().map(|row| ids(&row["prompt"])).collect();
+        let mut greedy = Greedy::new(&Cpu, &golden.config, 3, 64).unwrap();
+        let used = golden.facts["used_vocabulary"].as_u64().unwrap() as usize;
+        let state = &engine.state;
+        let answers = greedy.generate(&Cpu, &state.model, &state.weights, &prompts, 24, &Default::default(), used).unwrap();
+        for (row, answer) in rows.iter().zip(&answers) {
+            assert_eq!(answer.tokens, ids(&row["tokens"]), "{} after {}", golden.name, row["prompt"]);
+            assert!(!answer.stopped);
+        }
+    }
+}
+
+fn optimizer_defaults() -> OptimizerConfig {
+    let text = "model.path = \"m\"\ndata.train = [\"d\"]\noutput.dir = \"o\"\n";
+    limo_engine::config::Config::parse("defaults", text, &[]).unwrap().optimizer
+}
