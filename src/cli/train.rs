@@ -11,7 +11,7 @@ use crate::grading::boxed_answer;
 use crate::io::{Checkpoint, DEFAULT_SHARD_BYTES, Export, TensorSpec, export, write_atomic};
 use crate::model::{Keep, Layout};
 use crate::ops::Ops;
-use crate::sample::Greedy;
+use crate::sample::{Greedy, Limits};
 use crate::tensor::{DType, Ledger, format_bytes};
 use crate::train::{Engine, EvalRecord, Job, Observer, Outcome, Resume, RunFolder, Sizes, Start, StepRecord, Steps, train};
 use serde_json::Value;
@@ -71,7 +71,8 @@ pub fn run(args: TrainArgs) -> Result<()> {
     }
     let samples = Samples::load(&config, &chat)?;
 
-    let (sizes, ledger) = sizes(&config, &architecture, ops.as_ref(), &[Some(&data), eval.as_ref()])?;
+    let datasets: Vec<&Dataset> = std::iter::once(&data).chain(&eval).collect();
+    let (sizes, ledger) = sizes(&config, &architecture, ops.as_ref(), &datasets, samples.as_ref())?;
     let steps = Steps::new(data.examples.len(), &config.train, &config.optimizer);
     describe_run(&architecture, ops.as_ref(), &ledger, &data, steps, sizes)?;
     if args.dry_run {
@@ -118,9 +119,16 @@ fn describe(what: &str, data: &Dataset) -> String {
 }
 
 /// What to reserve: buffers no longer than the data needs, and the fastest recompute policy that fits.
-fn sizes(config: &Config, architecture: &ModelConfig, ops: &dyn Ops, data: &[Option<&Dataset>]) -> Result<(Sizes, Ledger)> {
-    let lengths = || data.iter().flatten().flat_map(|d| &d.examples).map(|e| e.tokens.len());
+fn sizes(
+    config: &Config,
+    architecture: &ModelConfig,
+    ops: &dyn Ops,
+    data: &[&Dataset],
+    samples: Option<&Samples>,
+) -> Result<(Sizes, Ledger)> {
+    let lengths = || data.iter().flat_map(|d| &d.examples).map(|e| e.tokens.len());
     let longest = lengths().max().unwrap_or(1);
+    let positions = longest.max(samples.map_or(0, Samples::capacity));
     let micro_tokens = if config.train.packing { config.train.micro_tokens.min(lengths().sum()) } else { longest };
     let policies: &[Keep] = match config.memory.recompute {
         Recompute::None => &[Keep::All],
@@ -131,7 +139,7 @@ fn sizes(config: &Config, architecture: &ModelConfig, ops: &dyn Ops, data: &[Opt
     let available = available_host_memory().unwrap_or(usize::MAX);
     let mut needed = 0;
     for &keep in policies {
-        let sizes = Sizes { micro_tokens: micro_tokens.max(longest), positions: longest, keep };
+        let sizes = Sizes { micro_tokens: micro_tokens.max(longest), positions, keep };
         let ledger = Engine::plan(ops.dtype(), architecture, sizes)?;
         needed = ledger.total();
         if needed <= available {
@@ -180,6 +188,8 @@ fn load_weights(engine: &mut Engine, config: &Config, architecture: &ModelConfig
 /// Rows to answer during training.
 struct Samples {
     prompts: Vec<Prompt>,
+    /// Token ids of each prompt.
+    tokens: Vec<Vec<i32>>,
     max_tokens: usize,
 }
 
@@ -190,17 +200,22 @@ impl Samples {
         if config.samples.n > 0 {
             prompts.truncate(config.samples.n);
         }
-        for prompt in &prompts {
-            chat.encode_prompt(&prompt.messages).map_err(|e| e.context(format!("{} (id {})", file.display(), prompt.id)))?;
-        }
-        Ok(Some(Samples { prompts, max_tokens: config.samples.max_tokens }))
+        let encode = |prompt: &Prompt| {
+            chat.encode_prompt(&prompt.messages).map_err(|e| e.context(format!("{} (id {})", file.display(), prompt.id)))
+        };
+        let tokens = prompts.iter().map(encode).collect::<Result<_>>()?;
+        Ok(Some(Samples { prompts, tokens, max_tokens: config.samples.max_tokens }))
+    }
+
+    /// Tokens of the longest prompt with its longest answer.
+    fn capacity(&self) -> usize {
+        self.tokens.iter().map(Vec::len).max().unwrap_or(1) + self.max_tokens
     }
 }
 
 struct Sampler<'a> {
     samples: Samples,
     chat: &'a Chat,
-    tokens: Vec<Vec<i32>>,
     greedy: Greedy,
 }
 
@@ -211,26 +226,17 @@ impl<'a> Sampler<'a> {
     const SHOWN: usize = 3;
 
     fn new(samples: Samples, engine: &Engine, chat: &'a Chat) -> Result<Self> {
-        let tokens = samples.prompts.iter().map(|p| chat.encode_prompt(&p.messages)).collect::<Result<Vec<_>>>()?;
-        let capacity = tokens.iter().map(Vec::len).max().unwrap_or(1) + samples.max_tokens;
-        let greedy =
-            Greedy::new(engine.ops.as_ref(), &engine.state.model.config, tokens.len().clamp(1, Self::SLOTS), capacity)?;
-        Ok(Sampler { samples, chat, tokens, greedy })
+        let slots = samples.tokens.len().clamp(1, Self::SLOTS);
+        let greedy = Greedy::new(engine.ops.as_ref(), &engine.state.model.config, slots, samples.capacity())?;
+        Ok(Sampler { samples, chat, greedy })
     }
 
     fn run(&mut self, engine: &Engine, step: usize, progress: &Progress) -> Result<()> {
         let state = &engine.state;
-        let (max_tokens, vocabulary) = (self.samples.max_tokens, self.chat.vocabulary());
-        let stop = self.chat.stop_ids();
-        let answers = self.greedy.generate(
-            engine.ops.as_ref(),
-            &state.model,
-            &state.weights,
-            &self.tokens,
-            max_tokens,
-            stop,
-            vocabulary,
-        )?;
+        let limits =
+            Limits { max_tokens: self.samples.max_tokens, stop: self.chat.stop_ids(), vocabulary: self.chat.vocabulary() };
+        let ops = engine.ops.as_ref();
+        let answers = self.greedy.generate(ops, &state.model, &state.weights, &self.samples.tokens, limits)?;
         let texts: Vec<String> = answers.iter().map(|a| self.chat.decode(&a.tokens)).collect();
         for ((prompt, text), answer) in self.samples.prompts.iter().zip(&texts).zip(&answers).take(Self::SHOWN) {
             let question = prompt.messages.last().map_or("", |m: &Message| m.content.as_str());

@@ -75,7 +75,6 @@ impl Qwen2 {
                 dhead: gradients.get(role),
             }),
         })?;
-        drop(head);
         let norm = weights.acquire(Block::Head)?;
         if classifier != Block::Head {
             sink.close(ops, classifier)?;

@@ -17,6 +17,17 @@ pub struct Greedy {
     capacity: usize,
 }
 
+/// Where answers end, and what they may hold.
+#[derive(Clone, Copy)]
+pub struct Limits<'a> {
+    /// The longest answer.
+    pub max_tokens: usize,
+    /// Tokens that end an answer.
+    pub stop: &'a BTreeSet<i32>,
+    /// Ids from here on, the padding rows of the model's vocabulary, are never generated.
+    pub vocabulary: usize,
+}
+
 /// One answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Generated {
@@ -46,9 +57,7 @@ impl Greedy {
         Ok(Greedy { activations, cache, slots, capacity })
     }
 
-    /// Answers every prompt with the likeliest token at each step, up to a token of `stop` or `max_tokens`.
-    ///
-    /// Ids from `vocabulary` on, the padding rows of the model's vocabulary, are never generated.
+    /// Answers every prompt with the likeliest token at each step.
     ///
     /// Errors: data, if a prompt is empty or leaves no room for an answer.
     pub fn generate(
@@ -57,9 +66,7 @@ impl Greedy {
         model: &Qwen2,
         weights: &dyn WeightSource,
         prompts: &[Vec<i32>],
-        max_tokens: usize,
-        stop: &BTreeSet<i32>,
-        vocabulary: usize,
+        limits: Limits,
     ) -> Result<Vec<Generated>> {
         for (index, prompt) in prompts.iter().enumerate() {
             if prompt.is_empty() || prompt.len() >= self.capacity {
@@ -89,13 +96,13 @@ impl Greedy {
             if running.is_empty() {
                 return Ok(answers);
             }
-            let next = self.step(ops, model, weights, &mut running, vocabulary)?;
+            let next = self.step(ops, model, weights, &mut running, limits.vocabulary)?;
             let mut still = Vec::with_capacity(running.len());
             for (mut sequence, token) in running.into_iter().zip(next) {
                 sequence.tokens.push(token);
                 let answered = sequence.tokens.len() - prompts[sequence.prompt].len();
-                let stopped = stop.contains(&token);
-                if stopped || answered >= max_tokens || sequence.tokens.len() >= self.capacity {
+                let stopped = limits.stop.contains(&token);
+                if stopped || answered >= limits.max_tokens || sequence.tokens.len() >= self.capacity {
                     let tokens = sequence.tokens.split_off(prompts[sequence.prompt].len());
                     answers[sequence.prompt] = Generated { tokens, stopped };
                     free.push(sequence.slot);

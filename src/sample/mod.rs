@@ -3,5 +3,5 @@
 mod greedy;
 mod score;
 
-pub use greedy::{Generated, Greedy};
+pub use greedy::{Generated, Greedy, Limits};
 pub use score::Scorer;

@@ -90,7 +90,7 @@ pub fn train(engine: &mut Engine, job: &Job, metrics: &Path, observer: &mut dyn 
         let last = step + 1 == steps.total;
         let due = match train.eval_every {
             Every::Epoch => index + 1 == steps.per_epoch,
-            Every::Steps(every) => (step + 1) as u64 % every == 0,
+            Every::Steps(every) => ((step + 1) as u64).is_multiple_of(every),
         };
         if due || last {
             if let Some((batches, rows)) = &evaluation {

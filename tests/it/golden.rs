@@ -6,7 +6,7 @@ use limo_engine::io::Checkpoint;
 use limo_engine::model::{Activations, AttentionMode, Keep, Packed, Qwen2, ResidentWeights};
 use limo_engine::ops::Ops;
 use limo_engine::ops::cpu::Cpu;
-use limo_engine::sample::Greedy;
+use limo_engine::sample::{Greedy, Limits};
 use limo_engine::tensor::{Arena, DType};
 use limo_engine::train::{Engine, Sizes};
 use serde_json::Value;
@@ -223,7 +223,8 @@ fn greedy_continuations() {
         let mut greedy = Greedy::new(&Cpu, &golden.config, 3, 64).unwrap();
         let used = golden.facts["used_vocabulary"].as_u64().unwrap() as usize;
         let state = &engine.state;
-        let answers = greedy.generate(&Cpu, &state.model, &state.weights, &prompts, 24, &Default::default(), used).unwrap();
+        let limits = Limits { max_tokens: 24, stop: &Default::default(), vocabulary: used };
+        let answers = greedy.generate(&Cpu, &state.model, &state.weights, &prompts, limits).unwrap();
         for (row, answer) in rows.iter().zip(&answers) {
             assert_eq!(answer.tokens, ids(&row["tokens"]), "{} after {}", golden.name, row["prompt"]);
             assert!(!answer.stopped);
