@@ -1,3 +1,5 @@
+mod architecture;
 mod golden;
 mod io;
+mod ops;
 mod tiny_task;

@@ -1,0 +1,402 @@
+//! The CPU backend against finite differences and against plain loops in f64.
+
+use limo_engine::ops::cpu::Cpu;
+use limo_engine::ops::*;
+use limo_engine::tensor::{DType, Tensor};
+
+/// Deterministic, asymmetric values with mean `mean` and deviation about `scale`.
+pub fn values(n: usize, seed: u64, mean: f32, scale: f32) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 40) as f32 / (1u64 << 24) as f32 - 0.5
+    };
+    (0..n).map(|_| mean + scale * 2.0 * (next() + next())).collect()
+}
+
+fn tensor(seed: u64, shape: &[usize]) -> Tensor {
+    Tensor::from_f32(&values(shape.iter().product(), seed, 0.2, 0.6), shape)
+}
+
+fn zeros(shape: &[usize]) -> Tensor {
+    Tensor::host(DType::F32, shape)
+}
+
+/// NaN, so that an element nobody writes is noticed.
+fn poisoned(shape: &[usize]) -> Tensor {
+    Tensor::from_f32(&vec![f32::NAN; shape.iter().product()], shape)
+}
+
+fn dot(a: &[f32], b: &[f32]) -> f64 {
+    a.iter().zip(b).map(|(&a, &b)| a as f64 * b as f64).sum()
+}
+
+fn relative_error(a: &[f32], b: &[f32]) -> f64 {
+    let difference: f64 = a.iter().zip(b).map(|(&a, &b)| (a as f64 - b as f64).powi(2)).sum();
+    (difference / b.iter().map(|&b| (b as f64).powi(2)).sum::<f64>()).sqrt()
+}
+
+/// Compares ⟨gradient, direction⟩ with a central difference of `loss` along random directions from `x`.
+fn check_gradient(name: &str, x: &Tensor, gradient: &[f32], loss: impl Fn(&Tensor) -> f64) {
+    const STEP: f32 = 4e-3;
+    for seed in 1..4 {
+        let direction = values(x.shape().elements(), 1000 + seed, 0.0, 1.0);
+        let moved = |step: f32| {
+            let moved: Vec<f32> = x.view().f32().iter().zip(&direction).map(|(&x, &d)| x + step * d).collect();
+            loss(&Tensor::from_f32(&moved, x.shape()))
+        };
+        let numeric = (moved(STEP) - moved(-STEP)) / (2.0 * STEP as f64);
+        let analytic = dot(gradient, &direction);
+        let scale = gradient.iter().map(|&g| (g as f64).powi(2)).sum::<f64>().sqrt();
+        assert!(scale > 0.0, "{name}: the gradient is zero, so the comparison compares nothing");
+        let error = (numeric - analytic).abs() / scale;
+        assert!(error <= 3e-3, "{name}: numeric {numeric}, analytic {analytic}, error {error}");
+    }
+}
+
+#[test]
+fn rms_norm_gradients() {
+    for (t, d) in [(1, 7), (5, 33), (300, 16)] {
+        let (x, weight, dy) = (tensor(1, &[t, d]), tensor(2, &[d]), tensor(3, &[t, d]));
+        let forward = |x: &Tensor, weight: &Tensor| {
+            let (mut y, mut rstd) = (poisoned(&[t, d]), poisoned(&[t]));
+            let (x, weight) = (x.view(), weight.view());
+            Cpu.rms_norm(RmsNorm { x, residual: None, weight, eps: 1e-6, y: y.view_mut(), rstd: rstd.view_mut() }).unwrap();
+            (y, rstd)
+        };
+        let loss = |x: &Tensor, weight: &Tensor| dot(forward(x, weight).0.view().f32(), dy.view().f32());
+        let (_, rstd) = forward(&x, &weight);
+        let backward = |accumulate: bool| {
+            let (mut dsum, mut dweight) = (tensor(4, &[t, d]), tensor(5, &[d]));
+            let mut partials = poisoned(&[RmsNormBackward::PARTIALS, d]);
+            Cpu.rms_norm_backward(RmsNormBackward {
+                dy: dy.view(),
+                sum: x.view(),
+                weight: weight.view(),
+                rstd: rstd.view(),
+                dsum: dsum.view_mut(),
+                accumulate,
+                dweight: dweight.view_mut(),
+                partials: partials.view_mut(),
+            })
+            .unwrap();
+            (dsum.view().f32().to_vec(), dweight.view().f32().to_vec())
+        };
+        let subtract = |a: &[f32], b: &Tensor| a.iter().zip(b.view().f32()).map(|(a, b)| a - b).collect::<Vec<_>>();
+        let (dx, dweight) = backward(false);
+        check_gradient("rms_norm x", &x, &dx, |x| loss(x, &weight));
+        check_gradient("rms_norm weight", &weight, &subtract(&dweight, &tensor(5, &[d])), |weight| loss(&x, weight));
+        assert!(relative_error(&subtract(&backward(true).0, &tensor(4, &[t, d])), &dx) < 1e-5, "accumulate adds");
+    }
+}
+
+#[test]
+fn the_fused_residual_is_the_sum() {
+    let (t, d) = (3, 10);
+    let (x, delta, weight) = (tensor(1, &[t, d]), tensor(2, &[t, d]), tensor(3, &[d]));
+    let (mut sum, mut y, mut rstd) = (poisoned(&[t, d]), poisoned(&[t, d]), poisoned(&[t]));
+    Cpu.rms_norm(RmsNorm {
+        x: x.view(),
+        residual: Some(Residual { delta: delta.view(), sum: sum.view_mut() }),
+        weight: weight.view(),
+        eps: 1e-5,
+        y: y.view_mut(),
+        rstd: rstd.view_mut(),
+    })
+    .unwrap();
+    for row in 0..t {
+        let s: Vec<f64> = (0..d).map(|i| (x.view().f32()[row * d + i] + delta.view().f32()[row * d + i]) as f64).collect();
+        let scale = 1.0 / (s.iter().map(|s| s * s).sum::<f64>() / d as f64 + 1e-5).sqrt();
+        assert!((rstd.view().f32()[row] as f64 - scale).abs() < 1e-6 * scale);
+        for i in 0..d {
+            assert_eq!(sum.view().f32()[row * d + i] as f64, s[i]);
+            let expected = s[i] * scale * weight.view().f32()[i] as f64;
+            assert!((y.view().f32()[row * d + i] as f64 - expected).abs() < 1e-6);
+        }
+    }
+}
+
+#[test]
+fn gemm_in_every_orientation() {
+    for (m, n, k) in [(1, 1, 1), (1, 5, 3), (7, 4, 9), (33, 65, 17)] {
+        let (a, b, bias, c) =
+            (values(m * k, 1, 0.1, 1.0), values(k * n, 2, 0.3, 1.0), values(n, 3, 0.0, 1.0), values(m * n, 4, 0.0, 1.0));
+        for case in 0..16 {
+            let [at, bt, with_bias, accumulate] = [1, 2, 4, 8].map(|bit| case & bit != 0);
+            let element_a = |i: usize, l: usize| if at { a[l * m + i] } else { a[i * k + l] };
+            let element_b = |l: usize, j: usize| if bt { b[j * k + l] } else { b[l * n + j] };
+            let a_view = Tensor::from_f32(&a, &if at { [k, m] } else { [m, k] });
+            let b_view = Tensor::from_f32(&b, &if bt { [n, k] } else { [k, n] });
+            let bias_view = Tensor::from_f32(&bias, &[n]);
+            let mut out = if accumulate { Tensor::from_f32(&c, &[m, n]) } else { poisoned(&[m, n]) };
+            Cpu.gemm(Gemm {
+                a: Operand { view: a_view.view(), transposed: at },
+                b: Operand { view: b_view.view(), transposed: bt },
+                bias: with_bias.then(|| bias_view.view()),
+                c: out.view_mut(),
+                accumulate,
+            })
+            .unwrap();
+            let expected: Vec<f32> = (0..m * n)
+                .map(|at| {
+                    let (i, j) = (at / n, at % n);
+                    let product: f64 = (0..k).map(|l| element_a(i, l) as f64 * element_b(l, j) as f64).sum();
+                    let start = if accumulate { c[at] as f64 } else { 0.0 } + if with_bias { bias[j] as f64 } else { 0.0 };
+                    (start + product) as f32
+                })
+                .collect();
+            let error = relative_error(out.view().f32(), &expected);
+            assert!(error <= 1e-6, "{m}x{n}x{k} case {case}: {error}");
+        }
+    }
+}
+
+#[test]
+fn bias_and_embedding_gradients_add_rows() {
+    let (t, n) = (11, 70);
+    let (dy, mut dbias) = (tensor(1, &[t, n]), tensor(2, &[n]));
+    Cpu.bias_backward(BiasBackward { dy: dy.view(), dbias: dbias.view_mut() }).unwrap();
+    let start = tensor(2, &[n]);
+    for j in 0..n {
+        let expected: f64 = start.view().f32()[j] as f64 + (0..t).map(|i| dy.view().f32()[i * n + j] as f64).sum::<f64>();
+        assert!((dbias.view().f32()[j] as f64 - expected).abs() < 1e-5);
+    }
+
+    let ids = Tensor::from_i32(&[3, 0, 3, 4], &[4]);
+    let (table, dout) = (tensor(3, &[5, 6]), tensor(4, &[4, 6]));
+    let mut out = poisoned(&[4, 6]);
+    Cpu.embedding(Embedding { table: table.view(), ids: ids.view(), out: out.view_mut() }).unwrap();
+    assert_eq!(out.view().f32()[12..18], table.view().f32()[18..24]);
+    let mut dtable = zeros(&[5, 6]);
+    Cpu.embedding_backward(EmbeddingBackward { dout: dout.view(), ids: ids.view(), dtable: dtable.view_mut() }).unwrap();
+    let rows: Vec<Vec<f32>> = dtable.view().f32().chunks(6).map(<[f32]>::to_vec).collect();
+    let d = dout.view().f32();
+    assert_eq!(rows[0], d[6..12]);
+    assert_eq!(rows[1], [0.0; 6]);
+    assert_eq!(rows[3], (0..6).map(|i| d[i] + d[12 + i]).collect::<Vec<_>>());
+    let wrong = Tensor::from_i32(&[3, 0, 5, 4], &[4]);
+    assert!(Cpu.embedding(Embedding { table: table.view(), ids: wrong.view(), out: out.view_mut() }).is_err());
+}
+
+#[test]
+fn swiglu_gradient() {
+    let (t, f) = (3, 37);
+    let (gate_up, dout) = (tensor(1, &[t, 2 * f]), tensor(2, &[t, f]));
+    let mut dgate_up = poisoned(&[t, 2 * f]);
+    Cpu.swiglu_backward(SwiGluBackward { gate_up: gate_up.view(), dout: dout.view(), dgate_up: dgate_up.view_mut() }).unwrap();
+    check_gradient("swiglu", &gate_up, dgate_up.view().f32(), |x| {
+        let mut out = poisoned(&[t, f]);
+        Cpu.swiglu(SwiGlu { gate_up: x.view(), out: out.view_mut() }).unwrap();
+        dot(out.view().f32(), dout.view().f32())
+    });
+}
+
+#[test]
+fn rope_turns_by_position_and_back() {
+    let heads = HeadLayout { query: 3, kv: 1, dim: 4 };
+    let positions = Tensor::from_i32(&[0, 1, 7], &[3]);
+    let angles: Vec<f32> = (0..8).flat_map(|p| [p as f32, p as f32 * 0.01]).collect();
+    let cos = Tensor::from_f32(&angles.iter().map(|a| a.cos()).collect::<Vec<_>>(), &[8, 2]);
+    let sin = Tensor::from_f32(&angles.iter().map(|a| a.sin()).collect::<Vec<_>>(), &[8, 2]);
+    let original = values(3 * 5 * 4, 1, 0.5, 1.0);
+    let mut qkv = Tensor::from_f32(&original, &[3, 5, 4]);
+    let mut turn = |inverse| {
+        let (positions, cos, sin) = (positions.view(), cos.view(), sin.view());
+        Cpu.rope(Rope { qkv: qkv.view_mut(), heads, positions, cos, sin, inverse }).unwrap();
+        qkv.view().f32().to_vec()
+    };
+    let turned = turn(false);
+    assert_eq!(turned[..20], original[..20], "position 0 is not turned");
+    assert_eq!(turned[56..60], original[56..60], "values are not turned");
+    let (x, y) = (original[2 * 20] as f64, original[2 * 20 + 2] as f64);
+    assert!((turned[2 * 20] as f64 - (x * 7f64.cos() - y * 7f64.sin())).abs() < 1e-5);
+    assert!((turned[2 * 20 + 2] as f64 - (y * 7f64.cos() + x * 7f64.sin())).abs() < 1e-5);
+    assert!(relative_error(&turn(true), &original) < 1e-6);
+}
+
+struct AttentionCase {
+    heads: HeadLayout,
+    cu_seqlens: Vec<i32>,
+}
+
+impl AttentionCase {
+    fn all() -> Vec<AttentionCase> {
+        let case = |query, kv, dim, lengths: &[i32]| {
+            let mut cu_seqlens = vec![0];
+            lengths.iter().for_each(|n| cu_seqlens.push(cu_seqlens.last().unwrap() + n));
+            AttentionCase { heads: HeadLayout { query, kv, dim }, cu_seqlens }
+        };
+        vec![case(1, 1, 4, &[1]), case(6, 2, 8, &[5, 1, 9]), case(2, 2, 6, &[127, 2]), case(4, 1, 4, &[130, 129, 3])]
+    }
+    fn tokens(&self) -> usize {
+        *self.cu_seqlens.last().unwrap() as usize
+    }
+    fn qkv_shape(&self) -> [usize; 3] {
+        [self.tokens(), self.heads.fused(), self.heads.dim]
+    }
+    fn forward(&self, qkv: &Tensor) -> (Tensor, Tensor) {
+        let HeadLayout { query, dim, .. } = self.heads;
+        let (mut out, mut lse) = (poisoned(&[self.tokens(), query, dim]), poisoned(&[query, self.tokens()]));
+        let cu_seqlens = Tensor::from_i32(&self.cu_seqlens, &[self.cu_seqlens.len()]);
+        Cpu.attention(Attention {
+            qkv: qkv.view(),
+            heads: self.heads,
+            cu_seqlens: cu_seqlens.view(),
+            cu_seqlens_host: &self.cu_seqlens,
+            out: out.view_mut(),
+            lse: lse.view_mut(),
+        })
+        .unwrap();
+        (out, lse)
+    }
+    /// The definition, in f64.
+    fn reference(&self, qkv: &[f32]) -> Vec<f32> {
+        let HeadLayout { query, kv, dim } = self.heads;
+        let at = |t: usize, h: usize| &qkv[(t * self.heads.fused() + h) * dim..][..dim];
+        let mut out = Vec::new();
+        for w in self.cu_seqlens.windows(2) {
+            for t in w[0] as usize..w[1] as usize {
+                for q in 0..query {
+                    let shared = q / (query / kv);
+                    let weights: Vec<f64> = (w[0] as usize..=t)
+                        .map(|u| (dot(at(t, q), at(u, query + shared)) / (dim as f64).sqrt()).exp())
+                        .collect();
+                    let sum: f64 = weights.iter().sum();
+                    out.extend((0..dim).map(|i| {
+                        let mix = weights.iter().enumerate();
+                        let mix: f64 = mix.map(|(u, p)| p * at(w[0] as usize + u, query + kv + shared)[i] as f64).sum();
+                        (mix / sum) as f32
+                    }));
+                }
+            }
+        }
+        out
+    }
+}
+
+#[test]
+fn attention_is_its_definition_and_its_gradient_that_of_it() {
+    for case in AttentionCase::all() {
+        let qkv = tensor(1, &case.qkv_shape());
+        let HeadLayout { query, dim, .. } = case.heads;
+        let (out, lse) = case.forward(&qkv);
+        let error = relative_error(out.view().f32(), &case.reference(qkv.view().f32()));
+        assert!(error <= 2e-6, "attention over {:?}: {error}", case.cu_seqlens);
+
+        let dout = tensor(2, &[case.tokens(), query, dim]);
+        let (mut delta, mut dqkv) = (poisoned(&[query, case.tokens()]), poisoned(&case.qkv_shape()));
+        let cu_seqlens = Tensor::from_i32(&case.cu_seqlens, &[case.cu_seqlens.len()]);
+        Cpu.attention_backward(AttentionBackward {
+            qkv: qkv.view(),
+            heads: case.heads,
+            cu_seqlens: cu_seqlens.view(),
+            cu_seqlens_host: &case.cu_seqlens,
+            out: out.view(),
+            lse: lse.view(),
+            dout: dout.view(),
+            delta: delta.view_mut(),
+            dqkv: dqkv.view_mut(),
+        })
+        .unwrap();
+        check_gradient("attention", &qkv, dqkv.view().f32(), |x| dot(case.forward(x).0.view().f32(), dout.view().f32()));
+    }
+}
+
+#[test]
+fn cached_attention_continues_where_packed_attention_stands() {
+    let heads = HeadLayout { query: 4, kv: 2, dim: 6 };
+    let lengths = [140usize, 3, 17];
+    let case = AttentionCase { heads, cu_seqlens: vec![0, 140, 143, 160] };
+    let qkv = tensor(1, &case.qkv_shape());
+    let (whole, _) = case.forward(&qkv);
+    let row = heads.fused() * heads.dim;
+    let (mut keys, mut values) = (poisoned(&[4, 150, 2, 6]), poisoned(&[4, 150, 2, 6]));
+    let slots = [2, 0, 3];
+    let mut cached = [0usize; 3];
+    // Uneven steps: whole prompts, one token, nothing new for one sequence.
+    for step in [[139, 1, 5], [1, 1, 0], [0, 1, 12]] {
+        let mut cu_seqlens = vec![0i32];
+        let mut new = Vec::new();
+        for i in 0..3 {
+            let first = (case.cu_seqlens[i] as usize + cached[i]) * row;
+            new.extend(&qkv.view().f32()[first..first + step[i] * row]);
+            cu_seqlens.push(cu_seqlens[i] + step[i] as i32);
+        }
+        let tokens = *cu_seqlens.last().unwrap() as usize;
+        let new = Tensor::from_f32(&new, &[tokens, heads.fused(), heads.dim]);
+        let mut out = poisoned(&[tokens, heads.query, heads.dim]);
+        Cpu.cached_attention(CachedAttention {
+            qkv: new.view(),
+            heads,
+            cu_seqlens: &cu_seqlens,
+            slots: &slots,
+            cached: &cached,
+            keys: keys.view_mut(),
+            values: values.view_mut(),
+            out: out.view_mut(),
+        })
+        .unwrap();
+        let width = heads.query * heads.dim;
+        for i in 0..3 {
+            let begin = (case.cu_seqlens[i] as usize + cached[i]) * width;
+            let expected = &whole.view().f32()[begin..begin + step[i] * width];
+            let got = &out.view().f32()[cu_seqlens[i] as usize * width..][..step[i] * width];
+            assert!(step[i] == 0 || relative_error(got, expected) <= 2e-6, "sequence {i} of step {step:?}");
+            cached[i] += step[i];
+        }
+    }
+    assert_eq!(cached, lengths);
+}
+
+#[test]
+fn classifier_loss_and_gradients() {
+    // Chunks of 4 rows; the last is short, and one holds no target at all.
+    let (t, d, v, chunk) = (11, 6, 21, 4);
+    let (hidden, head) = (tensor(1, &[t, d]), tensor(2, &[v, d]));
+    let targets = Tensor::from_i32(&[3, IGNORE, 20, 0, IGNORE, IGNORE, IGNORE, IGNORE, 7, 7, IGNORE], &[t]);
+    let scales = Tensor::from_f32(&values(t, 3, 0.5, 0.2), &[t]);
+    let run = |hidden: &Tensor, head: &Tensor| {
+        let (mut losses, mut logits) = (poisoned(&[t]), poisoned(&[chunk, v]));
+        let (mut dhidden, mut dhead) = (poisoned(&[t, d]), zeros(&[v, d]));
+        let gradients = ClassifierGradients { scales: scales.view(), dhidden: dhidden.view_mut(), dhead: dhead.view_mut() };
+        Cpu.classifier(Classifier {
+            hidden: hidden.view(),
+            head: head.view(),
+            targets: targets.view(),
+            losses: losses.view_mut(),
+            logits: logits.view_mut(),
+            gradients: Some(gradients),
+        })
+        .unwrap();
+        (losses, dhidden, dhead)
+    };
+    let loss = |hidden: &Tensor, head: &Tensor| dot(run(hidden, head).0.view().f32(), scales.view().f32());
+    let (losses, dhidden, dhead) = run(&hidden, &head);
+    for (row, &target) in targets.view().i32().iter().enumerate() {
+        let logits: Vec<f64> =
+            (0..v).map(|c| dot(&hidden.view().f32()[row * d..][..d], &head.view().f32()[c * d..][..d])).collect();
+        let lse = logits.iter().map(|l| l.exp()).sum::<f64>().ln();
+        let expected = if target == IGNORE { 0.0 } else { lse - logits[target as usize] };
+        assert!((losses.view().f32()[row] as f64 - expected).abs() < 1e-5, "row {row}");
+    }
+    check_gradient("classifier hidden", &hidden, dhidden.view().f32(), |x| loss(x, &head));
+    check_gradient("classifier head", &head, dhead.view().f32(), |x| loss(&hidden, x));
+}
+
+#[test]
+fn square_sums_keep_nan() {
+    let n = 2 * SQUARE_SUMS_CHUNK + 5;
+    let mut x = values(n, 1, 1.0, 1.0);
+    let run = |x: &[f32]| {
+        let mut sums = poisoned(&[3]);
+        Cpu.square_sums(SquareSums { x: Tensor::from_f32(x, &[n]).view(), sums: sums.view_mut() }).unwrap();
+        sums.view().f32().to_vec()
+    };
+    let exact: f64 = x.iter().map(|&x| (x as f64).powi(2)).sum();
+    let sum: f64 = run(&x).iter().map(|&s| s as f64).sum();
+    assert!((sum / exact - 1.0).abs() < 1e-6);
+    x[n - 1] = f32::NAN;
+    assert!(run(&x)[2].is_nan() && run(&x)[0].is_finite());
+}
