@@ -7,6 +7,7 @@ use minijinja::value::Serde;
 use minijinja::{Environment, ErrorKind, Value, context};
 use serde::Serialize;
 use std::collections::BTreeMap;
+use std::fmt::Display;
 use std::path::Path;
 
 /// Instructions one rendering may run. Qwen2.5's template takes about 30 a message.
@@ -72,17 +73,17 @@ impl Template {
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
         let most = MOST_OUTPUT + 2 * messages.iter().map(|message| message.content.len()).sum::<usize>();
         let mut output = Capped { bytes: Vec::new(), most };
-        let template = self.environment.get_template(NAME).map_err(|error| self.fail(&error))?;
+        let template = self.environment.get_template(NAME).map_err(|error| self.fail(describe(&error)))?;
         let special_tokens = Value::from(Serde(&self.special_tokens));
         let messages = Value::from(Serde(messages));
         let context = context! { messages, add_generation_prompt, ..special_tokens };
-        template.render_captured_to(context, &mut output).map_err(|error| self.fail(&error))?;
-        String::from_utf8(output.bytes)
-            .map_err(|_| Error::data(format!("{}: the chat template wrote broken UTF-8", self.origin)))
+        template.render_captured_to(context, &mut output).map_err(|error| self.fail(describe(&error)))?;
+        String::from_utf8(output.bytes).map_err(|_| self.fail("the chat template wrote broken UTF-8"))
     }
 
-    fn fail(&self, error: &minijinja::Error) -> Error {
-        Error::data(format!("{}: {}", self.origin, describe(error)))
+    /// A data error that names the template's file.
+    pub fn fail(&self, why: impl Display) -> Error {
+        Error::data(format!("{}: {why}", self.origin))
     }
 }
 
