@@ -7,21 +7,23 @@ use crate::error::{Error, Result};
 use std::io::IsTerminal;
 use std::path::PathBuf;
 
-/// Count a run's rows and tokens, list what is rejected, and show rows with the trained part marked.
+/// Show a run's data: counts, lengths, rejected rows, and rows with the trained part marked
+///
+/// Trained tokens are green and the others dim; away from a terminal, trained text stands in ⟦ ⟧.
 #[derive(Debug, clap::Args)]
 pub struct DataArgs {
-    /// The run's configuration.
+    /// The configuration (docs/config.md has every key)
     config: PathBuf,
-    /// Sets a key of the configuration, over what the file says.
-    #[arg(short = 's', value_name = "KEY=VALUE")]
+    /// Override a key, as in data.overlong=drop; values are TOML, else text
+    #[arg(short, long = "set", value_name = "KEY=VALUE")]
     set: Vec<String>,
-    /// How many rows to show.
-    #[arg(long, default_value_t = 2)]
+    /// How many rows to show
+    #[arg(long, value_name = "N", default_value_t = 2)]
     rows: usize,
-    /// Shows the row of this id instead.
-    #[arg(long)]
+    /// Show the row with this id
+    #[arg(long, conflicts_with = "rows")]
     id: Option<String>,
-    /// Shows a row as a table of its tokens.
+    /// Show rows as tables of tokens
     #[arg(long)]
     tokens: bool,
 }
