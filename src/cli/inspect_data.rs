@@ -100,12 +100,11 @@ fn summary(name: &str, dataset: &Dataset) -> String {
     text
 }
 
-/// Nearest-rank quantiles of `values`, of which there is at least one.
 fn quantiles(name: &str, mut values: Vec<usize>) -> String {
     values.sort_unstable();
-    let at = |share: f64| values[((share * values.len() as f64).ceil() as usize).clamp(1, values.len()) - 1];
     let total: usize = values.iter().sum();
-    let columns: String = [0.0, 0.1, 0.5, 0.9, 0.99, 1.0].iter().map(|&share| format!("{:>10}", at(share))).collect();
+    let columns: String =
+        [0.0, 0.1, 0.5, 0.9, 0.99, 1.0].iter().map(|&share| format!("{:>10}", data::quantile(&values, share))).collect();
     format!("  {name:<13}{total:>10}{columns}\n")
 }
 

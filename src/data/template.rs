@@ -63,7 +63,9 @@ impl Template {
         environment.add_function("strftime_now", strftime_now);
         environment.add_filter("tojson", tojson);
         environment.set_fuel(Some(FUEL));
-        environment.add_template_owned(NAME, source).map_err(|error| Error::data(format!("{origin}: {}", describe(&error))))?;
+        environment
+            .add_template_owned(NAME, plain_generation_blocks(&source))
+            .map_err(|error| Error::data(format!("{origin}: {}", describe(&error))))?;
         Ok(Template { environment, origin, special_tokens })
     }
 
@@ -115,6 +117,23 @@ fn describe(error: &minijinja::Error) -> String {
         ErrorKind::OutOfFuel => format!("chat template{line}: it ran for more than {FUEL} instructions"),
         kind => format!("chat template{line}: {kind}{detail}{cause}"),
     }
+}
+
+/// `{% generation %}` blocks, which mark assistant text for other trainers, as blocks that are always rendered.
+fn plain_generation_blocks(source: &str) -> String {
+    let mut parts = source.split("{%");
+    let mut plain = parts.next().unwrap_or_default().to_string();
+    for part in parts {
+        let (tag, rest) = part.split_at(part.find("%}").unwrap_or(0));
+        plain.push_str("{%");
+        plain.push_str(&match tag.trim_matches(|c: char| c.is_whitespace() || c == '-' || c == '+') {
+            "generation" => tag.replace("generation", "if true"),
+            "endgeneration" => tag.replace("endgeneration", "endif"),
+            _ => tag.to_string(),
+        });
+        plain.push_str(rest);
+    }
+    plain
 }
 
 fn named_template(tokenizer_config: &serde_json::Map<String, serde_json::Value>) -> Option<&str> {

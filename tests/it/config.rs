@@ -2,6 +2,7 @@
 
 use limo_engine::config::{Config, Every, ModelConfig, Normalize, Overlong, Recompute, Schedule};
 use limo_engine::error::{Error, Kind};
+use proptest::prelude::*;
 use std::path::Path;
 
 const MINIMAL: &str = "[model]\npath = \"m\"\n[data]\ntrain = [\"d.jsonl\"]\n[output]\ndir = \"runs/x\"\n";
@@ -185,6 +186,48 @@ fn a_file_that_cannot_be_read_is_a_usage_error() {
     std::fs::write(&path, b"# caf\xe9\n").unwrap();
     let error = Config::load(&path, &[]).unwrap_err();
     assert!(error.kind == Kind::Usage && error.message.contains("not UTF-8"), "{error}");
+}
+
+proptest! {
+    /// Any damage to a configuration or an override is a usage error or a configuration, never a panic.
+    #[test]
+    fn damaged_configurations_never_panic(at in 0..120usize, length in 0..12usize, text in "[\\[\\]{}=.\"'\n#a-z0-9é\u{0}-\u{7f}-]{0,12}") {
+        let mut damaged: Vec<char> = format!("{MINIMAL}[optimizer]\nbetas = [0.9, 0.99] # é\n").chars().collect();
+        let start = at.min(damaged.len());
+        let end = (start + length).min(damaged.len());
+        damaged.splice(start..end, text.chars());
+        for result in [parse(&damaged.iter().collect::<String>(), &[]), parse(MINIMAL, &[&text]), parse(MINIMAL, &[&format!("train.{text}")])] {
+            match result {
+                Ok(config) => prop_assert_eq!(&parse(&config.to_toml(), &[]).unwrap(), &config),
+                Err(error) => prop_assert_eq!(error.kind, Kind::Usage),
+            }
+        }
+    }
+}
+
+/// Runs the program and returns its exit code and standard error.
+fn run(arguments: &[&str]) -> (i32, String) {
+    let output = assert_cmd::Command::cargo_bin("limo-engine").unwrap().args(arguments).output().unwrap();
+    (output.status.code().unwrap(), String::from_utf8(output.stderr).unwrap())
+}
+
+#[test]
+fn the_exit_code_tells_a_bad_configuration_from_bad_data() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name).to_str().unwrap().to_string();
+    let model = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/data/chat");
+    std::fs::write(
+        at("run.toml"),
+        format!("model.path = {model:?}\ndata.train = {:?}\noutput.dir = \"o\"\n", at("rows.jsonl")),
+    )
+    .unwrap();
+    std::fs::write(at("rows.jsonl"), "{\"question\": \"Q\", \"solution\": \"A\"}\n{\"question\": \"Q\"}\n").unwrap();
+    let (code, error) = run(&["inspect", "data", &at("run.toml")]);
+    assert!(code == 3 && error.contains("rows.jsonl:2: no response"), "{code}: {error}");
+    let (code, error) = run(&["inspect", "data", &at("run.toml"), "-s", "data.overlog=drop"]);
+    assert!(code == 2 && error.contains("did you mean `data.overlong`?"), "{code}: {error}");
+    std::fs::write(at("rows.jsonl"), "{\"question\": \"Q\", \"solution\": \"A\"}\n").unwrap();
+    assert_eq!(run(&["inspect", "data", &at("run.toml")]), (0, String::new()));
 }
 
 const QWEN: &str = r#"{"model_type": "qwen2", "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24,

@@ -3,6 +3,7 @@
 use limo_engine::config::{Config, DataConfig, FieldNames, Overlong};
 use limo_engine::data::{self, Chat, Dataset, Encoded, Message, Role};
 use limo_engine::error::{Error, Kind};
+use proptest::prelude::*;
 use std::path::{Path, PathBuf};
 
 fn fixture() -> PathBuf {
@@ -170,6 +171,20 @@ fn a_template_that_does_not_keep_the_answer_is_refused() {
     assert!(unopened.message.contains("ignores add_generation_prompt"), "{unopened}");
     let endless = chat_with("{% for m in messages %}{{ m.content }}{% endfor %}").map(|_| ()).unwrap_err();
     assert!(endless.message.contains("would never stop"), "{endless}");
+}
+
+#[test]
+fn generation_blocks_are_rendered_as_if_they_were_not_there() {
+    let source = std::fs::read_to_string(fixture().join("chat_template.jinja")).unwrap();
+    let marked = source.replace("{{- '<|im_start|>' ~ turn.role", "{%- generation -%}{{- '<|im_start|>' ~ turn.role").replacen(
+        "{%- endfor %}",
+        "{%- endgeneration +%}{%- endfor %}",
+        1,
+    );
+    assert_ne!(marked, source);
+    let messages = conversation(&[(Role::User, "q"), (Role::Assistant, "a")]);
+    let encoded = chat_with(&marked).unwrap().encode_conversation(&messages).unwrap();
+    assert_eq!(encoded, chat().encode_conversation(&messages).unwrap());
 }
 
 #[test]
@@ -358,6 +373,7 @@ fn overlong_rows_are_refused_dropped_or_cut_and_counted() {
     let limit = format!("max_tokens={}", lengths[0] + 4);
     let error = refused(rows, &[&limit]);
     assert!(error.contains(&format!("(id long): {} tokens", lengths[1])) && error.contains("(id 2)"), "{error}");
+    assert!(error.contains(&format!("half have at most {} tokens", lengths[1].min(lengths[2]))), "{error}");
 
     let dropped = load(rows, &[&limit, "overlong=drop"]).unwrap();
     assert_eq!((dropped.rows, dropped.examples.len(), dropped.rejected.len()), (3, 1, 2));
@@ -373,6 +389,23 @@ fn overlong_rows_are_refused_dropped_or_cut_and_counted() {
     let nothing = load(rows, &["max_tokens=5", "overlong=drop"]).unwrap_err();
     assert!(nothing.kind == Kind::Data && nothing.message.contains("3 of 3 rejected"), "{nothing}");
     assert_eq!(options(&[]).overlong, Overlong::Error);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(300))]
+
+    /// Any damage to a file is an error or a data set, never a panic.
+    #[test]
+    fn damaged_files_never_panic(at in 0..200usize, length in 0..20usize, bytes in prop::collection::vec(any::<u8>(), 0..12)) {
+        let mut file = br#"{"question": "Q \u00e9", "solution": "A", "id": 1}
+[{"messages": [{"role": "user", "content": "Q"}, {"from": "gpt", "value": "A"}], "system": null}]"#.to_vec();
+        let start = at.min(file.len());
+        let end = (start + length).min(file.len());
+        file.splice(start..end, bytes);
+        if let Err(error) = load(&file, &[]) {
+            prop_assert_eq!(error.kind, Kind::Data);
+        }
+    }
 }
 
 #[test]
