@@ -1,6 +1,7 @@
 //! The command line: what the user typed, and which command it means. A file a command.
 
 mod device;
+mod inspect_data;
 mod memory;
 mod model;
 mod progress;
@@ -26,6 +27,14 @@ struct Cli {
 enum Command {
     Train(train::TrainArgs),
     Score(score::ScoreArgs),
+    /// Show what a run is made of, without training.
+    #[command(subcommand)]
+    Inspect(Inspect),
+}
+
+#[derive(Subcommand)]
+enum Inspect {
+    Data(inspect_data::DataArgs),
 }
 
 /// Runs the program; errors go to standard error.
@@ -48,6 +57,7 @@ fn dispatch(command: Command) -> Result<()> {
     match command {
         Command::Train(args) => train::run(args),
         Command::Score(args) => score::run(args),
+        Command::Inspect(Inspect::Data(args)) => inspect_data::run(args),
     }
 }
 

@@ -360,7 +360,8 @@ impl Section<'_, '_> {
 
 /// The value of override number `index`: TOML where it parses, else a string.
 fn override_value(text: &str, index: usize) -> Node {
-    match toml::from_str::<toml::Table>(&format!("value = {text}")).ok().and_then(|mut table| table.remove("value")) {
+    let parsed = toml::from_str::<toml::Table>(&format!("value = {text}")).ok().filter(|table| table.len() == 1);
+    match parsed.and_then(|mut table| table.remove("value")) {
         Some(value) => value_node(value, index),
         None => Node::Leaf(Value::String(text.to_string())),
     }

@@ -329,7 +329,7 @@ fn read_optimizer(s: &mut Section) -> OptimizerConfig {
 
 fn read_memory(s: &mut Section) -> MemoryConfig {
     let memory = MemoryConfig {
-        recompute: s.implemented("recompute", Recompute::Auto, &[Recompute::None, Recompute::Block, Recompute::Auto]),
+        recompute: s.choice("recompute", Recompute::Auto),
         mlp_tiles: s.integer("mlp_tiles", 1, 1..=ANY_COUNT),
         offload: s.choices("offload"),
         gradient_release: s.boolean("gradient_release", false),

@@ -128,7 +128,7 @@ impl Chat {
         const ANSWER: &str = "answer";
         let question = [Message::new(Role::User, "question"), Message::new(Role::Assistant, ANSWER)];
         let (prompt, whole) = (self.template.render(&question[..1], true)?, self.template.render(&question, false)?);
-        let response = response_span(&whole, &prompt, &whole, ANSWER).map_err(Error::data)?;
+        let response = response_span(&whole, &prompt, &whole, ANSWER).map_err(|why| self.template.fail(why))?;
         let end = self.tokenizer.encode(&whole[response.start + ANSWER.len()..])?;
         end.first().copied().filter(|&id| self.tokenizer.is_special(id)).ok_or_else(|| {
             Error::data(
@@ -147,7 +147,8 @@ fn response_span(whole: &str, prompt: &str, through: &str, content: &str) -> Res
     let response =
         through.strip_prefix(prompt).ok_or("the chat template does not render the answer as a continuation of its prompt")?;
     if !response.starts_with(content) {
-        return Err("the chat template alters or drops the assistant's text");
+        return Err("what the chat template renders after the prompt does not begin with the assistant's text: \
+             it alters or drops the assistant's text, or ignores add_generation_prompt");
     }
     Ok(prompt.len()..through.len())
 }

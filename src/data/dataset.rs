@@ -55,12 +55,13 @@ pub fn load(paths: &[PathBuf], options: &DataConfig, chat: &Chat) -> Result<Data
     for path in paths {
         rows.extend(read_rows(path, &options.fields, options.system.as_deref(), true)?);
     }
-    let encoded: Vec<Result<Encoded>> = rows.par_iter().map(|row| encode(row, chat)).collect();
+    let encoded = in_order(rows.par_iter().map(|row| encode(row, chat)))?;
     let mut dataset = Dataset { rows: rows.len(), ..Dataset::default() };
-    let mut overlong = Vec::new();
+    let (mut overlong, mut lengths) = (Vec::new(), Vec::new());
     for (number, (row, encoded)) in rows.into_iter().zip(encoded).enumerate() {
-        let Encoded { mut tokens, mut supervised } = encoded?;
+        let Encoded { mut tokens, mut supervised } = encoded;
         let (source, length) = (row.source, tokens.len());
+        lengths.push(length);
         let id = row.id.map_or_else(|| number.to_string(), |id| text_of(&id));
         if length > options.max_tokens {
             match options.overlong {
@@ -87,7 +88,7 @@ pub fn load(paths: &[PathBuf], options: &DataConfig, chat: &Chat) -> Result<Data
         }
         dataset.examples.push(Example { id, tokens, supervised });
     }
-    refuse_overlong(&overlong, options.max_tokens)?;
+    refuse_overlong(&overlong, lengths, options.max_tokens)?;
     if dataset.examples.is_empty() {
         let why =
             dataset.rejected.first().map_or(String::new(), |first| format!(", the first ({}): {}", first.source, first.reason));
@@ -112,7 +113,7 @@ pub fn load_conversations(
         let encoded = encode(&row, chat)?;
         Ok(identified(row.id, number, encoded))
     };
-    rows.into_par_iter().enumerate().map(row).collect()
+    in_order(rows.into_par_iter().enumerate().map(row))
 }
 
 /// Like [`load_conversations`], with the user turns supervised and no answer after them.
@@ -124,7 +125,12 @@ pub fn load_questions(path: &Path, fields: &FieldNames, system: Option<&str>, ch
         require_supervised(&encoded).map_err(|e| e.context(format!("{}: row {number}", path.display())))?;
         Ok(identified(Some(prompt.id), number, encoded))
     };
-    prompts.into_par_iter().enumerate().map(prompt).collect()
+    in_order(prompts.into_par_iter().enumerate().map(prompt))
+}
+
+/// Collects what rows gave, or the error of the first row that failed, whichever thread was first.
+fn in_order<T: Send>(results: impl IndexedParallelIterator<Item = Result<T>>) -> Result<Vec<T>> {
+    results.collect::<Vec<_>>().into_iter().collect()
 }
 
 fn identified(id: Option<Value>, number: usize, encoded: Encoded) -> (Value, Example) {
@@ -152,15 +158,29 @@ fn require_supervised(encoded: &Encoded) -> Result<()> {
     }
 }
 
-fn refuse_overlong(overlong: &[String], max_tokens: usize) -> Result<()> {
+fn refuse_overlong(overlong: &[String], mut lengths: Vec<usize>, max_tokens: usize) -> Result<()> {
     const SHOWN: usize = 10;
     if overlong.is_empty() {
         return Ok(());
     }
+    lengths.sort_unstable();
+    let at = |share| quantile(&lengths, share);
     let mut list: String = overlong.iter().take(SHOWN).map(|row| format!("\n  {row} tokens")).collect();
     if overlong.len() > SHOWN {
         list.push_str(&format!("\n  and {} more", overlong.len() - SHOWN));
     }
+    list.push_str(&format!(
+        "\n  of all rows half have at most {} tokens, 99 % at most {}, all at most {}",
+        at(0.5),
+        at(0.99),
+        at(1.0)
+    ));
     Err(Error::data(format!("{} rows are longer than data.max_tokens = {max_tokens}:{list}", overlong.len()))
         .help("raise data.max_tokens, or set data.overlong to \"drop\" or \"truncate\""))
+}
+
+/// The smallest of `sorted` values that at least a share of them do not exceed (nearest rank); 0 for none.
+pub fn quantile(sorted: &[usize], share: f64) -> usize {
+    let rank = (share * sorted.len() as f64).ceil() as usize;
+    sorted.get(rank.max(1) - 1).copied().unwrap_or(0)
 }

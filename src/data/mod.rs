@@ -12,7 +12,7 @@ mod template;
 mod tokenizer;
 
 pub use chat::{Chat, Encoded};
-pub use dataset::{Dataset, Example, Rejected, Truncated, load, load_conversations, load_questions};
+pub use dataset::{Dataset, Example, Rejected, Truncated, load, load_conversations, load_questions, quantile};
 pub use order::order;
 pub use pack::{IGNORE, MicroBatch, pack};
 pub use rows::{Message, Prompt, Role, read_prompts};

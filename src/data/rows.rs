@@ -79,33 +79,29 @@ pub(super) fn read_rows(path: &Path, fields: &FieldNames, system: Option<&str>, 
         Some(b'[') => objects_of_array(bytes),
         Some(_) => objects_of_lines(bytes),
     };
-    let row = |(line, object): (usize, Map<String, Value>)| {
-        let fail = |message| (line, message);
-        let mut messages = prompt(&object, fields).map_err(fail)?;
-        if responses && messages.last().is_none_or(|last| last.role != Role::Assistant) {
-            messages.extend(response(&object, fields).map_err(fail)?);
-        }
-        if messages.first().is_none_or(|first| first.role != Role::System) {
-            let own = text(&object, fields.system.as_deref().unwrap_or("system")).map_err(fail)?.filter(|own| !own.is_empty());
-            let system = own.or(system.map(str::to_string));
-            messages.splice(0..0, system.map(|system| Message::new(Role::System, system)));
-        }
-        let answer = present(&object, fields.answer.as_deref().unwrap_or("answer")).cloned();
-        Ok(Row { source: format!("{name}:{line}"), id: id(&object, fields).map_err(fail)?, messages, answer })
+    let row = |(line, object): Object| {
+        let read = || {
+            let answer = present(&object, fields.answer.as_deref().unwrap_or("answer")).cloned();
+            let messages = conversation(&object, fields, system, responses)?;
+            Ok(Row { source: format!("{name}:{line}"), id: id(&object, fields)?, messages, answer })
+        };
+        read().map_err(|message| (line, message))
     };
     let rows: Result<Vec<Row>, Fault> = objects.and_then(|objects| objects.into_iter().map(row).collect());
     rows.map_err(|(line, message)| Error::data(format!("{name}:{line}: {message}")))
 }
 
+/// A row and the line it starts on.
+type Object = (usize, Map<String, Value>);
 /// A line number and what is wrong there.
 type Fault = (usize, String);
 
-fn objects_of_lines(bytes: &[u8]) -> Result<Vec<(usize, Map<String, Value>)>, Fault> {
+fn objects_of_lines(bytes: &[u8]) -> Result<Vec<Object>, Fault> {
     let lines = bytes.split(|&byte| byte == b'\n').enumerate().filter(|(_, line)| !line.trim_ascii().is_empty());
     lines.map(|(index, line)| utf8(line, index + 1).and_then(|text| object(text, index + 1))).collect()
 }
 
-fn objects_of_array(bytes: &[u8]) -> Result<Vec<(usize, Map<String, Value>)>, Fault> {
+fn objects_of_array(bytes: &[u8]) -> Result<Vec<Object>, Fault> {
     let text = utf8(bytes, 1)?;
     let elements: Vec<&RawValue> = serde_json::from_str(text).map_err(|error| broken(&error, 1))?;
     if elements.is_empty() {
@@ -131,7 +127,7 @@ fn utf8(bytes: &[u8], first_line: usize) -> Result<&str, Fault> {
     })
 }
 
-fn object(text: &str, line: usize) -> Result<(usize, Map<String, Value>), Fault> {
+fn object(text: &str, line: usize) -> Result<Object, Fault> {
     match serde_json::from_str(text) {
         Ok(Value::Object(object)) => Ok((line, object)),
         Ok(other) => Err((line, format!("a row must be a JSON object, not {}", kind(&other)))),
@@ -143,6 +139,31 @@ fn broken(error: &serde_json::Error, first_line: usize) -> Fault {
     let message = error.to_string();
     let message = message.split(" at line ").next().unwrap_or_default();
     (first_line + error.line().saturating_sub(1), format!("broken JSON at column {}: {message}", error.column()))
+}
+
+/// All turns of a row: its own system message or `system`, the prompt, and with `responses` the response.
+fn conversation(
+    row: &Map<String, Value>,
+    fields: &FieldNames,
+    system: Option<&str>,
+    responses: bool,
+) -> Result<Vec<Message>, String> {
+    let mut messages = prompt(row, fields)?;
+    if responses && messages.last().is_none_or(|last| last.role != Role::Assistant) {
+        messages.extend(response(row, fields)?);
+    }
+    if responses && messages.last().is_none_or(|last| last.role != Role::Assistant || last.content.is_empty()) {
+        return Err("the response is empty".to_string());
+    }
+    if messages.first().is_none_or(|first| first.role != Role::System) {
+        let own = text(row, fields.system.as_deref().unwrap_or("system"))?.filter(|own| !own.is_empty());
+        let system = own.or(system.map(str::to_string));
+        messages.splice(0..0, system.map(|system| Message::new(Role::System, system)));
+    }
+    match messages.iter().find(|message| message.role != Role::System) {
+        Some(first) if first.role == Role::User => Ok(messages),
+        _ => Err("the conversation must begin with a user turn".to_string()),
+    }
 }
 
 /// The turns before the response.
@@ -170,8 +191,7 @@ fn response(row: &Map<String, Value>, fields: &FieldNames) -> Result<Vec<Message
     })?;
     let turns = turns(name, value, Role::Assistant)?;
     match turns.last() {
-        Some(last) if last.role == Role::Assistant && !last.content.is_empty() => Ok(turns),
-        Some(last) if last.role == Role::Assistant => Err(format!("field `{name}`: the response is empty")),
+        Some(last) if last.role == Role::Assistant => Ok(turns),
         _ => Err(format!("field `{name}`: must end with an assistant turn")),
     }
 }

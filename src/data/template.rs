@@ -7,6 +7,7 @@ use minijinja::value::Serde;
 use minijinja::{Environment, ErrorKind, Value, context};
 use serde::Serialize;
 use std::collections::BTreeMap;
+use std::fmt::Display;
 use std::path::Path;
 
 /// Instructions one rendering may run. Qwen2.5's template takes about 30 a message.
@@ -62,7 +63,9 @@ impl Template {
         environment.add_function("strftime_now", strftime_now);
         environment.add_filter("tojson", tojson);
         environment.set_fuel(Some(FUEL));
-        environment.add_template_owned(NAME, source).map_err(|error| Error::data(format!("{origin}: {}", describe(&error))))?;
+        environment
+            .add_template_owned(NAME, plain_generation_blocks(&source))
+            .map_err(|error| Error::data(format!("{origin}: {}", describe(&error))))?;
         Ok(Template { environment, origin, special_tokens })
     }
 
@@ -72,17 +75,17 @@ impl Template {
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String> {
         let most = MOST_OUTPUT + 2 * messages.iter().map(|message| message.content.len()).sum::<usize>();
         let mut output = Capped { bytes: Vec::new(), most };
-        let template = self.environment.get_template(NAME).map_err(|error| self.fail(&error))?;
+        let template = self.environment.get_template(NAME).map_err(|error| self.fail(describe(&error)))?;
         let special_tokens = Value::from(Serde(&self.special_tokens));
         let messages = Value::from(Serde(messages));
         let context = context! { messages, add_generation_prompt, ..special_tokens };
-        template.render_captured_to(context, &mut output).map_err(|error| self.fail(&error))?;
-        String::from_utf8(output.bytes)
-            .map_err(|_| Error::data(format!("{}: the chat template wrote broken UTF-8", self.origin)))
+        template.render_captured_to(context, &mut output).map_err(|error| self.fail(describe(&error)))?;
+        String::from_utf8(output.bytes).map_err(|_| self.fail("the chat template wrote broken UTF-8"))
     }
 
-    fn fail(&self, error: &minijinja::Error) -> Error {
-        Error::data(format!("{}: {}", self.origin, describe(error)))
+    /// A data error that names the template's file.
+    pub fn fail(&self, why: impl Display) -> Error {
+        Error::data(format!("{}: {why}", self.origin))
     }
 }
 
@@ -114,6 +117,23 @@ fn describe(error: &minijinja::Error) -> String {
         ErrorKind::OutOfFuel => format!("chat template{line}: it ran for more than {FUEL} instructions"),
         kind => format!("chat template{line}: {kind}{detail}{cause}"),
     }
+}
+
+/// `{% generation %}` blocks, which mark assistant text for other trainers, as blocks that are always rendered.
+fn plain_generation_blocks(source: &str) -> String {
+    let mut parts = source.split("{%");
+    let mut plain = parts.next().unwrap_or_default().to_string();
+    for part in parts {
+        let (tag, rest) = part.split_at(part.find("%}").unwrap_or(0));
+        plain.push_str("{%");
+        plain.push_str(&match tag.trim_matches(|c: char| c.is_whitespace() || c == '-' || c == '+') {
+            "generation" => tag.replace("generation", "if true"),
+            "endgeneration" => tag.replace("endgeneration", "endif"),
+            _ => tag.to_string(),
+        });
+        plain.push_str(rest);
+    }
+    plain
 }
 
 fn named_template(tokenizer_config: &serde_json::Map<String, serde_json::Value>) -> Option<&str> {

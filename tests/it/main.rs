@@ -1,5 +1,9 @@
 mod architecture;
+mod command;
+mod config;
+mod data;
 mod golden;
 mod io;
 mod ops;
 mod tiny_task;
+mod training;
