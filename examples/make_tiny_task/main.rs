@@ -2,12 +2,15 @@
 //!
 //!     cargo run --release --example make_tiny_task
 //!
-//! Every byte follows from the seed in `task.rs`.
+//! Every byte follows from the constants in `task.rs`.
 
-mod problems;
-mod task;
+mod problem;
+mod random;
+mod stories;
+pub mod task;
+mod tokenizer;
 
-fn main() -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+fn main() -> Result<(), task::Failure> {
     let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("configs/tiny");
     std::fs::create_dir_all(&folder)?;
     for (name, bytes) in task::files()? {
