@@ -4,8 +4,11 @@ use std::process::Command;
 
 /// Runs `limo-engine` in the crate's root; returns exit code, standard output and standard error.
 pub fn limo_engine(arguments: &[&str]) -> (i32, String, String) {
-    let output =
-        Command::new(env!("CARGO_BIN_EXE_limo-engine")).args(arguments).current_dir(env!("CARGO_MANIFEST_DIR")).output().unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_limo-engine"))
+        .args(arguments)
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .output()
+        .unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap();
     (output.status.code().expect("ended by a signal"), text(output.stdout), text(output.stderr))
 }

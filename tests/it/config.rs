@@ -129,7 +129,6 @@ fn what_is_not_implemented_is_refused_by_name() {
         "optimizer.state=int8",
         "optimizer.master=stochastic",
         "optimizer.gradients=bf16",
-        "memory.recompute=mlp",
         "memory.mlp_tiles=2",
         "memory.offload=[\"optimizer\"]",
         "memory.gradient_release=true",

@@ -45,7 +45,9 @@ fn the_tiny_task_is_learnt() {
         }
     }
     assert_eq!(steps[0]["lr"], 0.0, "the first step of a warm-up has rate 0");
-    for file in ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "generation_config.json", "limo.json"] {
+    for file in
+        ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "generation_config.json", "limo.json"]
+    {
         assert!(run.join("model").join(file).is_file(), "the exported model has no {file}");
     }
 
@@ -90,7 +92,7 @@ fn one_epoch_of_math500() {
             r#"
             model = {{ config = "{0}/config.json", tokenizer = "configs/tiny" }}
             data = {{ train = ["{1}"], fields = {{ prompt = "problem", response = "solution" }}, max_tokens = 768, overlong = "drop" }}
-            train = {{ batch = 16, micro_tokens = 4096 }}
+            train = {{ batch = 8, micro_tokens = 4096 }}
             optimizer = {{ lr = 3e-3, warmup_steps = 4 }}
             output = {{ dir = "{2}" }}"#,
             folder.path().display(),
@@ -100,7 +102,8 @@ fn one_epoch_of_math500() {
     )
     .unwrap();
     let mut model: Value = serde_json::from_str(&std::fs::read_to_string("configs/tiny/config.json").unwrap()).unwrap();
-    for (key, value) in [("hidden_size", 64), ("intermediate_size", 192), ("num_hidden_layers", 2), ("num_attention_heads", 4)] {
+    for (key, value) in [("hidden_size", 64), ("intermediate_size", 192), ("num_hidden_layers", 2), ("num_attention_heads", 4)]
+    {
         model[key] = value.into();
     }
     std::fs::write(folder.path().join("config.json"), model.to_string()).unwrap();
@@ -113,11 +116,11 @@ fn one_epoch_of_math500() {
     assert_eq!(output.lines().filter(|line| line.starts_with("  rejected ")).count(), rejected);
     assert!(used > 300, "{line}");
     let losses: Vec<f64> = jsonl(&run.join("metrics.jsonl")).iter().map(|row| row["loss"].as_f64().unwrap()).collect();
-    assert_eq!(losses.len(), used.div_ceil(16));
+    assert_eq!(losses.len(), used.div_ceil(8));
     let mean = |losses: &[f64]| losses.iter().sum::<f64>() / losses.len() as f64;
     let (first, last) = (mean(&losses[..4]), mean(&losses[losses.len() - 4..]));
     println!("{line}\nloss {first:.3} -> {last:.3}");
-    assert!(last < 0.7 * first, "the loss does not fall: {losses:?}");
+    assert!(last < 0.75 * first, "the loss does not fall: {losses:?}");
 }
 
 /// A small model with what makes layouts go wrong: grouped heads, odd widths.
