@@ -2,6 +2,7 @@
 
 mod device;
 mod inspect_data;
+mod inspect_model;
 mod memory;
 mod model;
 mod progress;
@@ -35,6 +36,7 @@ enum Command {
 #[derive(Subcommand)]
 enum Inspect {
     Data(inspect_data::DataArgs),
+    Model(inspect_model::ModelArgs),
 }
 
 /// Runs the program; errors go to standard error.
@@ -58,6 +60,7 @@ fn dispatch(command: Command) -> Result<()> {
         Command::Train(args) => train::run(args),
         Command::Score(args) => score::run(args),
         Command::Inspect(Inspect::Data(args)) => inspect_data::run(args),
+        Command::Inspect(Inspect::Model(args)) => inspect_model::run(args),
     }
 }
 

@@ -1,6 +1,6 @@
 //! Model folders: what is written reads back, and nothing hostile gets through.
 
-use limo_engine::error::{Error, Kind};
+use limo_engine::error::{Error, Kind, io_error};
 use limo_engine::io::{Checkpoint, DEFAULT_SHARD_BYTES, Export, TensorSpec, export, write_atomic};
 use limo_engine::tensor::DType;
 use proptest::prelude::*;
@@ -194,14 +194,15 @@ fn a_failed_export_leaves_the_old_folder_and_no_debris() {
 fn an_atomic_write_is_all_or_nothing() {
     let dir = TempDir::new().unwrap();
     let path = dir.path().join("state.json");
-    write_atomic(&path, |out| Ok(out.write_all(b"old").unwrap())).unwrap();
+    let save = |content: &[u8]| write_atomic(&path, |out| out.write_all(content).map_err(|e| io_error(&path, e))).unwrap();
+    save(b"old");
     let error = write_atomic(&path, |out| {
         out.write_all(b"half").unwrap();
         Err(Error::data("no more"))
     });
     assert!(error.is_err());
     assert_eq!(files(dir.path()), [("state.json".to_string(), b"old".to_vec())]);
-    write_atomic(&path, |out| Ok(out.write_all(b"new").unwrap())).unwrap();
+    save(b"new");
     assert_eq!(files(dir.path()), [("state.json".to_string(), b"new".to_vec())]);
 }
 

@@ -3,6 +3,7 @@ mod command;
 mod config;
 mod data;
 mod golden;
+mod inspect_model;
 mod io;
 mod ops;
 mod tiny_task;

@@ -1,0 +1,99 @@
+//! `limo-engine inspect model`: what a model folder holds, and whether its weights are those that its config.json promises.
+
+use super::model::trained_system;
+use super::say;
+use crate::config::ModelConfig;
+use crate::error::{Error, Result};
+use crate::io::{Checkpoint, StoredDType};
+use crate::model::Layout;
+use crate::tensor::format_bytes;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+
+/// Describe a model folder and check its weights against its config.json
+///
+/// Example: limo-engine inspect model runs/tiny/model
+#[derive(clap::Args)]
+pub struct ModelArgs {
+    /// A folder with config.json and safetensors files
+    dir: PathBuf,
+    /// Also read every value: a NaN or an infinity is an error
+    #[arg(long)]
+    values: bool,
+}
+
+pub fn run(args: ModelArgs) -> Result<()> {
+    let config = ModelConfig::from_file(&args.dir.join("config.json"))?;
+    let checkpoint = Checkpoint::open(&args.dir)?;
+    describe(&config, &checkpoint)?;
+    if let Some(system) = trained_system(&args.dir)? {
+        say!("system prompt  {system:?}")?;
+    }
+    list_tensors(&checkpoint)?;
+    compare(&config, &checkpoint).map_err(|e| e.context(args.dir.display()))?;
+    if args.values {
+        checkpoint.names().try_for_each(|name| checkpoint.check_finite(name))?;
+        say!("every value is finite")?;
+    }
+    Ok(())
+}
+
+fn describe(config: &ModelConfig, checkpoint: &Checkpoint) -> Result<()> {
+    let ModelConfig { num_hidden_layers, hidden_size, intermediate_size, vocab_size, .. } = config;
+    let (query, kv, dim) = (config.num_attention_heads, config.num_key_value_heads, config.head_dim);
+    let head = if config.tie_word_embeddings { "tied to the embedding" } else { "a matrix of its own" };
+    say!("architecture   Qwen2: {num_hidden_layers} layers, hidden {hidden_size}, feed-forward {intermediate_size}")?;
+    say!("attention      {query} query and {kv} key/value heads of {dim}, RoPE base {}", config.rope_theta)?;
+    say!("norms          RMSNorm, eps {:e}", config.rms_norm_eps)?;
+    say!("vocabulary     {vocab_size}, head {head}")?;
+    say!("positions      {}", config.max_position_embeddings)?;
+    say!("parameters     {}", Layout::new(config).parameter_count())?;
+    let mut types = BTreeSet::new();
+    for name in checkpoint.names() {
+        types.insert(checkpoint.info(name)?.0.to_string());
+    }
+    let types = Vec::from_iter(types).join(", ");
+    say!("stored as      {types}, {} on disk", format_bytes(checkpoint.size_on_disk()))
+}
+
+/// One line a tensor; those that only differ in their layer share one.
+fn list_tensors(checkpoint: &Checkpoint) -> Result<()> {
+    let mut kinds: BTreeMap<(String, StoredDType, &[usize]), usize> = BTreeMap::new();
+    for name in checkpoint.names() {
+        let (dtype, shape) = checkpoint.info(name)?;
+        let part = |part: &str| if part.parse::<usize>().is_ok() { "*".to_string() } else { part.to_string() };
+        let kind = name.split('.').map(part).collect::<Vec<_>>().join(".");
+        *kinds.entry((kind, dtype, shape)).or_default() += 1;
+    }
+    let width = kinds.keys().map(|(name, ..)| name.len()).max().unwrap_or_default();
+    for ((name, dtype, shape), count) in kinds {
+        let dtype = dtype.to_string();
+        say!("  {count:>4} × {name:width$}  {dtype:<4} {shape:?}")?;
+    }
+    Ok(())
+}
+
+/// The tensors that config.json promises and those that are there. What is there beside them is told, but no error.
+fn compare(config: &ModelConfig, checkpoint: &Checkpoint) -> Result<()> {
+    let layout = Layout::new(config);
+    let expected: BTreeMap<&str, Vec<usize>> = layout.tensors().collect();
+    let mut wrong = Vec::new();
+    for (&name, shape) in &expected {
+        match checkpoint.info(name) {
+            Err(_) => wrong.push(format!("missing     {name} {shape:?}")),
+            Ok((_, found)) if found != shape => wrong.push(format!("misshapen   {name} {found:?}, config.json: {shape:?}")),
+            Ok(_) => {}
+        }
+    }
+    for name in checkpoint.names().filter(|name| !expected.contains_key(name)) {
+        say!("unexpected  {name}: ignored")?;
+    }
+    for line in &wrong {
+        say!("{line}")?;
+    }
+    match wrong.len() {
+        0 => say!("all {} tensors of config.json are there", expected.len()),
+        n => Err(Error::data(format!("{n} of {} tensors are missing or misshapen", expected.len()))
+            .help("config.json and the weights belong to different models, or a file is missing")),
+    }
+}
