@@ -1,4 +1,5 @@
 mod architecture;
+mod cli;
 mod command;
 mod config;
 mod data;

@@ -110,9 +110,9 @@ fn the_fused_residual_is_the_sum() {
         let s: Vec<f64> = (0..d).map(|i| (x.view().f32()[row * d + i] + delta.view().f32()[row * d + i]) as f64).collect();
         let scale = 1.0 / (s.iter().map(|s| s * s).sum::<f64>() / d as f64 + 1e-5).sqrt();
         assert!((rstd.view().f32()[row] as f64 - scale).abs() < 1e-6 * scale);
-        for i in 0..d {
-            assert_eq!(sum.view().f32()[row * d + i] as f64, s[i]);
-            let expected = s[i] * scale * weight.view().f32()[i] as f64;
+        for (i, s) in s.iter().enumerate() {
+            assert_eq!(sum.view().f32()[row * d + i] as f64, *s);
+            let expected = s * scale * weight.view().f32()[i] as f64;
             assert!((y.view().f32()[row * d + i] as f64 - expected).abs() < 1e-6);
         }
     }

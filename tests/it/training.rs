@@ -157,7 +157,11 @@ fn gradients(keep: Keep) -> Vec<f32> {
     engine.state.weights.initialise(&Cpu, 7, 0.1).unwrap();
     engine.accumulate(&pack(&rows, 48, true).unwrap(), rows.len(), Normalize::Sequences).unwrap();
     let mut all = Vec::new();
-    engine.state.gradients.visit(&Cpu, |_, values| Ok(all.extend_from_slice(values))).unwrap();
+    let visited = engine.state.gradients.visit(&Cpu, |_, values| {
+        all.extend_from_slice(values);
+        Ok(())
+    });
+    visited.unwrap();
     all
 }
 

@@ -1,0 +1,164 @@
+//! The command line as a contract: help texts, exit codes, and what mistakes are told.
+
+use crate::command::{limo_engine, succeed};
+use std::path::Path;
+
+const COMMANDS: &[&[&str]] = &[
+    &[],
+    &["train"],
+    &["score"],
+    &["inspect"],
+    &["inspect", "data"],
+    &["inspect", "model"],
+    &["bench"],
+    &["selftest"],
+    &["doctor"],
+];
+
+#[test]
+fn the_command_line_is_frozen() {
+    for command in COMMANDS {
+        let text = succeed(limo_engine(&[command, &["--help"][..]].concat()));
+        let name = if command.is_empty() { "limo-engine".to_string() } else { command.join("-") };
+        insta::assert_snapshot!(format!("help_{name}"), text);
+    }
+}
+
+#[test]
+fn every_key_and_command_of_the_help_is_in_the_readme() {
+    let readme = std::fs::read_to_string("README.md").unwrap();
+    for command in COMMANDS.iter().filter(|command| !command.is_empty() && **command != ["inspect"]) {
+        let named = format!("limo-engine {}", command.join(" "));
+        assert!(readme.contains(&named), "README.md does not mention `{named}`");
+    }
+}
+
+/// A tiny configuration whose run would end at once.
+fn config(folder: &Path, more: &str) -> String {
+    let path = folder.join("config.toml");
+    let text = format!(
+        "[model]\nconfig = \"configs/tiny/config.json\"\ntokenizer = \"configs/tiny\"\n\
+         [data]\ntrain = [\"{0}/rows.jsonl\"]\n[train]\nbatch = 2\nmax_steps = 1\n[output]\ndir = \"{0}/run\"\n{more}",
+        folder.display()
+    );
+    std::fs::write(&path, text).unwrap();
+    let rows = "{\"question\":\"1+1?\",\"solution\":\"2\"}\n{\"question\":\"2+2?\",\"solution\":\"4\"}\n";
+    std::fs::write(folder.join("rows.jsonl"), rows).unwrap();
+    path.to_str().unwrap().to_string()
+}
+
+/// Runs `train` on the CPU and returns exit code and standard error.
+fn train(config: &str, more: &[&str]) -> (i32, String) {
+    let (code, _, error) = limo_engine(&[&["train", config, "--device", "cpu"], more].concat());
+    (code, error)
+}
+
+#[test]
+fn mistakes_in_usage_exit_with_2() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = config(folder.path(), "");
+    let cases: &[(&[&str], &[&str])] = &[
+        (&["-s", "train.bach=3"], &["-s train.bach=3", "train.batch"]),
+        (&["-s", "train.batch=zero"], &["train.batch"]),
+        (&["-s", "memory.offload=[\"weights\"]"], &["memory.offload", "not implemented"]),
+        (&["--ranks", "2"], &["--ranks 2", "one rank"]),
+        (&["--ranks", "0"], &["--ranks"]),
+        (&["--resume", "somewhere"], &["--resume somewhere", "no checkpoints"]),
+        (&["--device", "tpu"], &["tpu", "cuda", "emulator"]),
+        (&["--device", "emulator"], &["--device emulator", "--device cpu"]),
+        (&["-s", "output.dir=/dev/null"], &["/dev/null", "not a folder"]),
+        (&["-s", "output.dir=/proc/run"], &["/proc/run", "output.dir"]),
+    ];
+    for (arguments, expected) in cases {
+        let (code, error) = train(&config, arguments);
+        assert_eq!(code, 2, "{arguments:?}: {error}");
+        for word in *expected {
+            assert!(error.contains(word), "{arguments:?} should mention {word}: {error}");
+        }
+    }
+    let (code, error) = train("nowhere.toml", &[]);
+    assert!(code == 2 && error.contains("nowhere.toml"), "{code}: {error}");
+}
+
+#[test]
+fn foreign_files_are_never_touched() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = config(folder.path(), "");
+    let run = folder.path().join("run");
+    std::fs::create_dir(&run).unwrap();
+    std::fs::write(run.join("thesis.tex"), "years of work").unwrap();
+    for more in [&[][..], &["--overwrite"], &["--resume", "never", "--overwrite"]] {
+        let (code, error) = train(&config, more);
+        assert!(code == 2 && error.contains("thesis.tex"), "{code}: {error}");
+    }
+    assert_eq!(std::fs::read_to_string(run.join("thesis.tex")).unwrap(), "years of work");
+}
+
+#[test]
+fn a_run_folder_is_started_finished_and_overwritten() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = config(folder.path(), "");
+    let run = folder.path().join("run");
+    let output = succeed(limo_engine(&["train", &config, "--device", "cpu", "--dry-run"]));
+    assert!(output.contains("dry run") && !run.exists(), "{output}");
+    assert_eq!(train(&config, &[]).0, 0);
+    let weights = || std::fs::read(run.join("model/model.safetensors")).unwrap();
+    let first = weights();
+    // Its own resolved configuration repeats it, to the bit.
+    let again = folder.path().join("again");
+    let resolved = run.join("config.toml");
+    let (code, error) = train(resolved.to_str().unwrap(), &["-s", &format!("output.dir={}", again.display())]);
+    assert_eq!(code, 0, "{error}");
+    assert!(std::fs::read(again.join("model/model.safetensors")).unwrap() == first);
+
+    std::fs::remove_dir_all(run.join("model")).unwrap();
+    assert_eq!(train(&config, &[]).0, 0, "a run without a model is not finished");
+    assert!(weights() == first);
+    assert_eq!(train(&config, &["--overwrite", "-s", "train.seed=1"]).0, 0);
+    assert!(weights() != first);
+}
+
+#[test]
+fn bad_data_exits_with_3_and_names_the_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = config(folder.path(), "");
+    let rows = folder.path().join("rows.jsonl");
+    for (text, expected) in [
+        ("{\"question\":\"1\",\"solution\":\"2\"}\n{\"question\":\n", "rows.jsonl:2"),
+        ("{\"question\":\"1\",\"solution\":2}\n", "solution"),
+        ("{\"question\":\"1\"}\n", "rows.jsonl:1"),
+        ("", "rows.jsonl"),
+    ] {
+        std::fs::write(&rows, text).unwrap();
+        let (code, error) = train(&config, &[]);
+        assert!(code == 3 && error.contains(expected), "{text:?}: {code}: {error}");
+    }
+    std::fs::remove_file(&rows).unwrap();
+    let (code, error) = train(&config, &[]);
+    assert!(code == 3 && error.contains("rows.jsonl"), "{code}: {error}");
+}
+
+#[test]
+fn a_diverging_run_exits_with_5_before_it_spoils_the_weights() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = config(folder.path(), "[optimizer]\nlr = 1.0\nweight_decay = 1e30\nclip = 0.0\n");
+    let (code, error) = train(&config, &["-s", "train.max_steps=8"]);
+    assert!(code == 5 && error.contains("step ") && error.contains("Rows: "), "{code}: {error}");
+    assert!(!folder.path().join("run/model").exists());
+}
+
+#[test]
+fn too_little_memory_exits_with_4_before_any_work() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = config(folder.path(), "");
+    let mut model: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string("configs/tiny/config.json").unwrap()).unwrap();
+    for (key, value) in [("hidden_size", 65_536), ("intermediate_size", 262_144), ("num_hidden_layers", 400)] {
+        model[key] = value.into();
+    }
+    let path = folder.path().join("huge.json");
+    std::fs::write(&path, model.to_string()).unwrap();
+    let (code, error) = train(&config, &["-s", &format!("model.config={}", path.display())]);
+    assert!(code == 4 && error.contains("needs") && error.contains("available"), "{code}: {error}");
+    assert!(!folder.path().join("run").exists());
+}
