@@ -82,3 +82,15 @@ impl Optimizer {
 pub fn clip_factor(norm: f64, clip: f64) -> f32 {
     if clip == 0.0 { 1.0 } else { (clip / (norm + 1e-6)).min(1.0) as f32 }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::clip_factor;
+
+    #[test]
+    fn clipping_only_ever_shrinks() {
+        assert_eq!(clip_factor(0.5, 1.0), 1.0);
+        assert!((clip_factor(4.0, 1.0) - 0.25).abs() < 1e-6);
+        assert_eq!(clip_factor(4.0, 0.0), 1.0);
+    }
+}
