@@ -1,0 +1,9 @@
+// A row of the table that build.rs generates: how the emulator finds a kernel by name.
+#pragma once
+#include <stddef.h>
+
+struct LimoKernel {
+    const char *name;
+    size_t params_bytes;
+    void (*run)(const void *params);
+};
