@@ -2,3 +2,4 @@
 //! is a [`Launcher`](crate::device::Launcher): the CUDA driver or the emulator.
 
 pub mod params;
+pub mod rms_norm;
