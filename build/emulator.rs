@@ -72,8 +72,8 @@ fn registry(sources: &[Source], flavour: &Flavour) -> String {
     writeln!(text, "extern \"C\" const LimoKernel limo_{}_kernels[] = {{", flavour.name).expect("a string");
     for kernel in kernels() {
         let (name, params) = (&kernel.name, format!("limo::{}", kernel.params));
-        let call = format!("[](const void *p) {{ {name}(*static_cast<const {params} *>(p)); }}");
+        let call = format!("[](const void *p) {{ {name}(load<{params}>(p)); }}");
         writeln!(text, "    {{{name:?}, sizeof({params}), {call}}},").expect("a string");
     }
-    text + "    {nullptr, 0, nullptr},\n};\n"
+    text + &format!("}};\nextern \"C\" const size_t limo_{}_kernel_count = {};\n", flavour.name, kernels().count())
 }

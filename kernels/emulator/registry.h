@@ -7,3 +7,10 @@ struct LimoKernel {
     size_t params_bytes;
     void (*run)(const void *params);
 };
+
+// The caller's bytes may lie anywhere.
+template <typename Params> Params load(const void *bytes) {
+    Params params;
+    __builtin_memcpy(&params, bytes, sizeof params);
+    return params;
+}

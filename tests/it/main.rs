@@ -2,6 +2,7 @@ mod architecture;
 mod command;
 mod config;
 mod data;
+mod emulator;
 mod golden;
 mod inspect_model;
 mod io;
