@@ -11,15 +11,15 @@ using namespace limo;
 extern "C" __global__ void rms_norm_forward_1(const __grid_constant__ RmsNormForwardParams p) {
     const int thread = int(threadIdx.x), threads = int(blockDim.x);
     const uint64_t row = uint64_t(blockIdx.x) * p.width;
-    const bf16 *x_gmem = p.x + row, *delta_gmem = p.delta + row;
-    bf16 *sum_gmem = p.sum + row, *y_gmem = p.y + row;
+    const bf16 *x_gmem = p.x + row, *delta_gmem = p.delta ? p.delta + row : nullptr;
+    bf16 *sum_gmem = p.sum ? p.sum + row : nullptr, *y_gmem = p.y + row;
     SharedMemory shared;
     float *partial_smem = shared.take<float>(threads); // [B]
 
     float squares = 0;
     for (uint32_t i = thread; i < p.width; i += threads) {
         float s = to_float(x_gmem[i]);
-        if (p.delta) {
+        if (delta_gmem) {
             s = round_to_bf16(s + to_float(delta_gmem[i]));
             sum_gmem[i] = to_bf16(s);
         }
@@ -34,7 +34,7 @@ extern "C" __global__ void rms_norm_forward_1(const __grid_constant__ RmsNormFor
     const float rstd = reciprocal_sqrt(partial_smem[0] / float(p.width) + p.eps);
     if (thread == 0) p.rstd[blockIdx.x] = rstd;
 
-    const bf16 *s_gmem = p.delta ? sum_gmem : x_gmem;
+    const bf16 *s_gmem = delta_gmem ? sum_gmem : x_gmem;
     for (uint32_t i = thread; i < p.width; i += threads) {
         const float normalised = round_to_bf16(to_float(s_gmem[i]) * rstd);
         y_gmem[i] = to_bf16(normalised * to_float(p.weight[i]));

@@ -32,6 +32,10 @@ unsafe impl<T: 'static> Pod for Ptr<T> {}
 /// The partial sums of dweight that [`RmsNormBackwardParams`] leaves behind.
 pub const RMS_NORM_PARTIALS: u32 = 256;
 
+/// Elements of a row that one warp keeps in registers: four 16-byte chunks a lane forward, two backward.
+pub const RMS_NORM_FORWARD_WARP_WIDTH: u32 = 1024;
+pub const RMS_NORM_BACKWARD_WARP_WIDTH: u32 = 512;
+
 /// `rms_norm_forward_*`
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]

@@ -1,6 +1,9 @@
 //! Fused residual addition and RMSNorm: launches of `kernels/rms_norm/`.
 
-use super::params::{Ptr, RMS_NORM_PARTIALS, RmsNormBackwardParams, RmsNormForwardParams, RmsNormWeightGradientParams};
+use super::params::{
+    Ptr, RMS_NORM_BACKWARD_WARP_WIDTH, RMS_NORM_FORWARD_WARP_WIDTH, RMS_NORM_PARTIALS, RmsNormBackwardParams,
+    RmsNormForwardParams, RmsNormWeightGradientParams,
+};
 use crate::device::{Launch, Launcher};
 use crate::error::{Error, Result};
 use crate::ops::{RmsNorm, RmsNormBackward};
@@ -59,9 +62,9 @@ pub const FORWARD: [Version; 5] = [
         idea: "the row stays in registers: read once, every load in flight before the first use",
         kernel: "rms_norm_forward_4",
         any: "rms_norm_forward_4_any",
-        widest: 32 * FORWARD_WARP_WIDTH,
+        widest: 32 * RMS_NORM_FORWARD_WARP_WIDTH,
         geometry: |rows, width| {
-            let threads = WARP * width.div_ceil(FORWARD_WARP_WIDTH);
+            let threads = WARP * width.div_ceil(RMS_NORM_FORWARD_WARP_WIDTH);
             launch(rows, threads, slots(threads))
         },
     },
@@ -70,9 +73,9 @@ pub const FORWARD: [Version; 5] = [
         idea: "several narrow rows a block, each with its own barrier",
         kernel: "rms_norm_forward_5",
         any: "rms_norm_forward_5_any",
-        widest: 32 * FORWARD_WARP_WIDTH,
+        widest: 32 * RMS_NORM_FORWARD_WARP_WIDTH,
         geometry: |rows, width| {
-            let groups = Groups::new(width, FORWARD_WARP_WIDTH, 8);
+            let groups = Groups::new(width, RMS_NORM_FORWARD_WARP_WIDTH, 8);
             launch(rows.div_ceil(groups.count), groups.threads(), slots(groups.threads()))
         },
     },
@@ -89,11 +92,11 @@ pub const BACKWARD: [Version; 5] = [
     },
     Version {
         name: "backward 2",
-        idea: "warps sum in registers by shuffles: two barriers a row instead of nine",
+        idea: "warps sum in registers by shuffles: one barrier a row instead of ten",
         kernel: "rms_norm_backward_2",
         any: "rms_norm_backward_2",
         widest: u32::MAX,
-        geometry: |_, _| launch(RMS_NORM_PARTIALS, 256, slots(256)),
+        geometry: |_, _| launch(RMS_NORM_PARTIALS, 256, slots(2 * 256)),
     },
     Version {
         name: "backward 3",
@@ -101,17 +104,17 @@ pub const BACKWARD: [Version; 5] = [
         kernel: "rms_norm_backward_3",
         any: "rms_norm_backward_3_any",
         widest: u32::MAX,
-        geometry: |_, _| launch(RMS_NORM_PARTIALS, 256, slots(256)),
+        geometry: |_, _| launch(RMS_NORM_PARTIALS, 256, slots(2 * 256)),
     },
     Version {
         name: "backward 4",
         idea: "the row and its part of dweight stay in registers: each byte crosses memory once",
         kernel: "rms_norm_backward_4",
         any: "rms_norm_backward_4_any",
-        widest: 16 * BACKWARD_WARP_WIDTH,
+        widest: 16 * RMS_NORM_BACKWARD_WARP_WIDTH,
         geometry: |_, width| {
-            let threads = WARP * width.div_ceil(BACKWARD_WARP_WIDTH);
-            launch(RMS_NORM_PARTIALS, threads, 2 * slots(threads))
+            let threads = WARP * width.div_ceil(RMS_NORM_BACKWARD_WARP_WIDTH);
+            launch(RMS_NORM_PARTIALS, threads, slots(2 * threads))
         },
     },
     Version {
@@ -119,18 +122,15 @@ pub const BACKWARD: [Version; 5] = [
         idea: "several rows at once in a block, each with its own barrier: loads of one hide the sums of another",
         kernel: "rms_norm_backward_5",
         any: "rms_norm_backward_5_any",
-        widest: 16 * BACKWARD_WARP_WIDTH,
+        widest: 16 * RMS_NORM_BACKWARD_WARP_WIDTH,
         geometry: |_, width| {
-            let groups = Groups::new(width, BACKWARD_WARP_WIDTH, 16);
-            let columns = BACKWARD_WARP_WIDTH * groups.warps;
-            launch(RMS_NORM_PARTIALS, groups.threads(), 2 * slots(groups.threads()) + 4 * columns)
+            let groups = Groups::new(width, RMS_NORM_BACKWARD_WARP_WIDTH, 16);
+            let total = if groups.count > 1 { 4 * width } else { 0 };
+            launch(RMS_NORM_PARTIALS, groups.threads(), slots(2 * groups.threads()) + total)
         },
     },
 ];
 
-/// Elements of a row that one warp holds: four 16-byte vectors a lane forward, two backward.
-const FORWARD_WARP_WIDTH: u32 = WARP * VECTOR * 4;
-const BACKWARD_WARP_WIDTH: u32 = WARP * VECTOR * 2;
 /// Threads and columns of a block of `rms_norm_weight_gradient`.
 const GRADIENT_THREADS: u32 = 256;
 const GRADIENT_COLUMNS: u32 = 32;
