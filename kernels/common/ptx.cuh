@@ -49,6 +49,12 @@ __device__ __forceinline__ float reciprocal_sqrt(float value) {
     return result;
 }
 
+// Hides where a value came from. The compiler then unpacks it again where it is used again, instead of keeping eight f32 alive for four
+// registers of bf16: volatile, so that it stays where it is written.
+__device__ __forceinline__ void forget(vec128 &value) {
+    asm volatile("" : "+r"(value.at[0]), "+r"(value.at[1]), "+r"(value.at[2]), "+r"(value.at[3]));
+}
+
 // --- Memory -------------------------------------------------------------------------------------------------------------------
 
 // Loads 16 bytes from global or shared memory; the address is a multiple of 16 (the device faults otherwise).

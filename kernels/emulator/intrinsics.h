@@ -28,6 +28,8 @@ inline float multiply_add(float a, float b, float c) { return __builtin_fmaf(a, 
 
 inline float reciprocal_sqrt(float value) { return 1.0f / __builtin_sqrtf(value); }
 
+inline void forget(vec128 &) {}
+
 inline void expect_aligned(const void *address) {
     if (reinterpret_cast<uintptr_t>(address) % 16 != 0) limo_misaligned(address);
 }

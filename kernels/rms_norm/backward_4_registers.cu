@@ -16,10 +16,8 @@ template <bool VECTORS> __device__ __forceinline__ void rms_norm_backward_regist
     float *slots_smem = shared.take<float>(2 * warps); // [2, W], used in turn
     const auto column = [&](int i) { return CHUNK * uint32_t(i * threads + thread); };
 
-    bf16x8 weight_rmem[CHUNKS];  // [C] a lane
-    f32x8 partial_rmem[CHUNKS] = {}; // [C] a lane
-#pragma unroll
-    for (int i = 0; i < CHUNKS; ++i) weight_rmem[i] = load_chunk<VECTORS>(p.weight, column(i), p.width);
+    const auto weight = [&](int i) { return load_chunk<VECTORS>(p.weight, column(i), p.width); }; // from L1: registers are scarcer
+    f32x8 partial_rmem[CHUNKS] = {};                                                                // [C] a lane
 
     int turn = 0;
     for (uint64_t index = blockIdx.x; index < p.rows; index += gridDim.x, turn ^= 1) {
@@ -35,13 +33,15 @@ template <bool VECTORS> __device__ __forceinline__ void rms_norm_backward_regist
 
         float dot = 0; // dx̂ · x̂; chunks past the width are zero
 #pragma unroll
-        for (int i = 0; i < CHUNKS; ++i) dot = add_dot(dy_rmem[i], s_rmem[i], weight_rmem[i], rstd, dot);
+        for (int i = 0; i < CHUNKS; ++i) dot = add_dot(dy_rmem[i], s_rmem[i], weight(i), rstd, dot);
         dot = sum_over_warps(warp_sum(dot), thread / WARP, warps, slots_smem + turn * warps, [] { block_barrier(); });
         const float mean = dot / float(p.width);
 
 #pragma unroll
         for (int i = 0; i < CHUNKS; ++i) {
-            const bf16x8 gradient = sum_gradient(dy_rmem[i], s_rmem[i], weight_rmem[i], rstd, mean, above_rmem[i]);
+            forget(dy_rmem[i].words); // what was unpacked for the dot product need not survive the barrier
+            forget(s_rmem[i].words);
+            const bf16x8 gradient = sum_gradient(dy_rmem[i], s_rmem[i], weight(i), rstd, mean, above_rmem[i]);
             store_chunk<VECTORS>(p.dsum + row, column(i), p.width, gradient);
             add_weight_gradient(dy_rmem[i], s_rmem[i], rstd, partial_rmem[i]);
         }

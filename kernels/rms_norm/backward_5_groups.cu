@@ -20,10 +20,8 @@ template <bool VECTORS> __device__ __forceinline__ void rms_norm_backward_groups
     float *slots_smem = shared.take<float>(2 * groups * warps) + group * 2 * warps; // [2, W] of [G, 2, W], used in turn
     const auto column = [&](int i) { return CHUNK * uint32_t(i * threads + thread); };
 
-    bf16x8 weight_rmem[CHUNKS];  // [C] a lane
-    f32x8 partial_rmem[CHUNKS] = {}; // [C] a lane
-#pragma unroll
-    for (int i = 0; i < CHUNKS; ++i) weight_rmem[i] = load_chunk<VECTORS>(p.weight, column(i), p.width);
+    const auto weight = [&](int i) { return load_chunk<VECTORS>(p.weight, column(i), p.width); }; // from L1: registers are scarcer
+    f32x8 partial_rmem[CHUNKS] = {};                                                                // [C] a lane
 
     int turn = 0;
     for (uint64_t index = blockIdx.x + uint64_t(group) * gridDim.x; index < p.rows; index += uint64_t(groups) * gridDim.x, turn ^= 1) {
@@ -39,7 +37,7 @@ template <bool VECTORS> __device__ __forceinline__ void rms_norm_backward_groups
 
         float dot = 0; // dx̂ · x̂; chunks past the width are zero
 #pragma unroll
-        for (int i = 0; i < CHUNKS; ++i) dot = add_dot(dy_rmem[i], s_rmem[i], weight_rmem[i], rstd, dot);
+        for (int i = 0; i < CHUNKS; ++i) dot = add_dot(dy_rmem[i], s_rmem[i], weight(i), rstd, dot);
         dot = warp_sum(dot);
         if (warps > 1) {
             const auto barrier = [&] { named_barrier(1 + group, threads); };
@@ -49,9 +47,11 @@ template <bool VECTORS> __device__ __forceinline__ void rms_norm_backward_groups
 
 #pragma unroll
         for (int i = 0; i < CHUNKS; ++i) {
-            const bf16x8 gradient = sum_gradient(dy_rmem[i], s_rmem[i], weight_rmem[i], rstd, mean, above_rmem[i]);
-            store_chunk<VECTORS>(p.dsum + row, column(i), p.width, gradient);
+            forget(dy_rmem[i].words); // what was unpacked for the dot product need not survive the barrier
+            forget(s_rmem[i].words);
             add_weight_gradient(dy_rmem[i], s_rmem[i], rstd, partial_rmem[i]);
+            const bf16x8 gradient = sum_gradient(dy_rmem[i], s_rmem[i], weight(i), rstd, mean, above_rmem[i]);
+            store_chunk<VECTORS>(p.dsum + row, column(i), p.width, gradient);
         }
     }
 
@@ -75,4 +75,4 @@ using namespace limo;
 
 extern "C" __global__ void __launch_bounds__(512, 2) rms_norm_backward_5(const __grid_constant__ RmsNormBackwardParams p) { rms_norm_backward_groups<true>(p); }
 
-extern "C" __global__ void __launch_bounds__(512, 2) rms_norm_backward_5_any(const __grid_constant__ RmsNormBackwardParams p) { rms_norm_backward_groups<false>(p); }
+extern "C" __global__ void __launch_bounds__(512) rms_norm_backward_5_any(const __grid_constant__ RmsNormBackwardParams p) { rms_norm_backward_groups<false>(p); }

@@ -16,9 +16,9 @@ enum Access {
     Write,
 }
 
-/// The last accesses to each byte that this launch touched. A launch starts with an empty one: launches happen one after another.
+/// The last accesses to each byte of some memory, by address.
 #[derive(Default)]
-pub struct Checker {
+pub struct Shadow {
     pages: HashMap<u64, Box<[Byte; PAGE]>>,
 }
 
@@ -99,17 +99,20 @@ impl Grid<'_> {
     /// Finds an access of another thread that no barrier orders before this one, and remembers this one.
     fn check_order(&mut self, address: u64, bytes: usize, access: Access) -> Result<(), String> {
         let now = self.now();
-        let mut checker = self.checker.take().expect("checked mode");
+        let slot = self.running.0;
+        let shared = &mut self.blocks[slot].shared;
+        let in_shared = address.wrapping_sub(shared.base()) < shared.bytes as u64;
+        // Taken out while the clocks of the block are asked.
+        let mut shadow = std::mem::take(if in_shared { &mut shared.shadow } else { &mut self.shadow });
         let block = self.running_block();
-        let ordered =
-            |earlier: Stamp| earlier.block == now.block && block.clocks.ordered(earlier, now.thread as usize);
+        let ordered = |earlier: Stamp| earlier.block == now.block && block.clocks.ordered(earlier, now.thread as usize);
         let race = (address..address + bytes as u64).find_map(|address| {
-            let byte = checker.byte(address);
+            let byte = shadow.byte(address);
             let rival = byte.rival(access, &ordered);
             byte.remember(now, access, &ordered, block.threads.len());
             rival.map(|(stamp, other)| self.describe_race(now, stamp, access, other, address))
         });
-        self.checker = Some(checker);
+        *(if in_shared { &mut self.blocks[slot].shared.shadow } else { &mut self.shadow }) = shadow;
         race.map_or(Ok(()), Err)
     }
 
@@ -161,7 +164,7 @@ impl Grid<'_> {
     }
 }
 
-impl Checker {
+impl Shadow {
     fn byte(&mut self, address: u64) -> &mut Byte {
         let page = self.pages.entry(address / PAGE as u64);
         &mut page.or_insert_with(|| Box::new(std::array::from_fn(|_| Byte::default())))[address as usize % PAGE]

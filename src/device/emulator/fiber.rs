@@ -25,19 +25,23 @@ impl Suspended {
 /// Memory for one fiber. Pages are committed when first touched.
 pub struct Stack {
     low: *mut u8,
+    /// Where the frames begin. Stacks start at different lines, or all of them would compete for the same few sets of the cache.
+    top: *mut u8,
 }
 
 // SAFETY: plain memory that this value owns.
 unsafe impl Send for Stack {}
 
 impl Stack {
-    pub fn new() -> Self {
+    pub fn new(serial: usize) -> Self {
         // SAFETY: the layout is not empty.
         let low = unsafe { alloc(LAYOUT) };
         if low.is_null() {
             handle_alloc_error(LAYOUT);
         }
-        Stack { low }
+        // SAFETY: at most 4032 bytes below the end.
+        let top = unsafe { low.add(STACK_BYTES - 64 * (serial % 64)) };
+        Stack { low, top }
     }
 
     /// Prepares the stack so that switching to it calls `entry`, which never returns.
@@ -45,7 +49,7 @@ impl Stack {
         // SAFETY: all writes lie within the stack. The layout is what `switch` pops; see there.
         unsafe {
             self.low.cast::<u64>().write(CANARY);
-            let frame = self.low.add(STACK_BYTES).cast::<u64>().sub(FRAME_WORDS);
+            let frame = self.top.cast::<u64>().sub(FRAME_WORDS);
             frame.write_bytes(0, FRAME_WORDS);
             frame.add(ENTRY_WORD).write(entry as usize as u64);
             Suspended(frame.cast())

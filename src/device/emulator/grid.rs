@@ -1,6 +1,6 @@
 //! One launch: blocks of fibers, run in an order that the seed chooses, and the places where they wait for one another.
 
-use super::checker::Checker;
+use super::checker::Shadow;
 use super::clocks::{Clocks, Stamp};
 use super::fiber::{Stack, Suspended, switch};
 use super::memory::{Buffers, RED_ZONE};
@@ -14,7 +14,7 @@ pub const WARP: usize = 32;
 /// Barrier 0 is the block's own.
 pub const BARRIERS: usize = 16;
 /// Fibers alive at once, if a block has no more: further blocks start as others end, as on a GPU.
-const MOST_FIBERS: usize = 8192;
+const MOST_FIBERS: usize = 2048;
 
 /// x, y, z as kernels see them.
 #[repr(C)]
@@ -98,13 +98,15 @@ pub struct SharedBuffer {
     pub bytes: usize,
     /// In checked mode, a flag a byte: a thread wrote it.
     pub written: Vec<bool>,
+    /// The last accesses to it.
+    pub shadow: Shadow,
 }
 
 impl SharedBuffer {
     /// Filled with NaN, because a GPU leaves there what the last block left.
     fn new(bytes: usize, checked: bool) -> Self {
         let words = vec![u64::MAX; (bytes + 2 * RED_ZONE) / 8 + 1024 / 8 + 1];
-        SharedBuffer { words, bytes, written: if checked { vec![false; bytes] } else { Vec::new() } }
+        SharedBuffer { words, bytes, written: vec![false; if checked { bytes } else { 0 }], shadow: Shadow::default() }
     }
     pub fn base(&self) -> u64 {
         (self.words.as_ptr() as u64 + RED_ZONE as u64).next_multiple_of(1024)
@@ -117,7 +119,9 @@ pub struct Grid<'a> {
     pub params: &'a [u8],
     pub launch: Launch,
     pub buffers: &'a mut Buffers,
-    pub checker: Option<Checker>,
+    /// The last accesses to global memory. A launch starts without any: launches happen one after another.
+    pub shadow: Shadow,
+    pub checked: bool,
     /// Resident blocks; a slot is reused when its block ends.
     pub blocks: Vec<Block>,
     /// Slot and thread of the running fiber.
@@ -155,7 +159,8 @@ impl<'a> Grid<'a> {
             params,
             launch,
             buffers,
-            checker: checked.then(Checker::default),
+            shadow: Shadow::default(),
+            checked,
             blocks: Vec::new(),
             running: (0, 0),
             fault: None,
@@ -212,7 +217,7 @@ impl<'a> Grid<'a> {
     fn admit(&mut self, slot: usize, linear: usize, stacks: &mut Vec<Stack>) {
         let count = self.block_threads();
         let thread = |i| {
-            let mut stack = stacks.pop().unwrap_or_else(Stack::new);
+            let mut stack = stacks.pop().unwrap_or_else(|| Stack::new(i));
             let suspended = stack.start(fiber);
             Thread { index: Index::unfold(i, self.launch.block), state: State::Runnable, stack, suspended }
         };
@@ -220,7 +225,7 @@ impl<'a> Grid<'a> {
             linear,
             index: Index::unfold(linear, self.launch.grid),
             threads: (0..count).map(thread).collect(),
-            shared: SharedBuffer::new(self.launch.shared_bytes as usize, self.checker.is_some()),
+            shared: SharedBuffer::new(self.launch.shared_bytes as usize, self.checked),
             clocks: Clocks::new(count),
             barriers: std::array::from_fn(|_| Barrier::default()),
             warps: vec![Warp::default(); count / WARP],
