@@ -19,10 +19,10 @@ enum Access {
 /// The last accesses to each byte of some memory, by address.
 #[derive(Default)]
 pub struct Shadow {
-    pages: HashMap<u64, Box<[Byte; PAGE]>>,
+    pages: HashMap<u64, Box<[Byte]>>,
 }
 
-const PAGE: usize = 64;
+const PAGE: u64 = 64;
 
 #[derive(Default)]
 struct Byte {
@@ -106,12 +106,20 @@ impl Grid<'_> {
         let mut shadow = std::mem::take(if in_shared { &mut shared.shadow } else { &mut self.shadow });
         let block = self.running_block();
         let ordered = |earlier: Stamp| earlier.block == now.block && block.clocks.ordered(earlier, now.thread as usize);
-        let race = (address..address + bytes as u64).find_map(|address| {
-            let byte = shadow.byte(address);
-            let rival = byte.rival(access, &ordered);
-            byte.remember(now, access, &ordered, block.threads.len());
-            rival.map(|(stamp, other)| self.describe_race(now, stamp, access, other, address))
-        });
+        let mut race = None;
+        let mut at = address;
+        while at < address + bytes as u64 && race.is_none() {
+            // One page, or the part of it that the access covers: nearly always all of the access.
+            let end = (address + bytes as u64).min((at / PAGE + 1) * PAGE);
+            let page = shadow.page(at);
+            race = (at..end).find_map(|at| {
+                let byte = &mut page[(at % PAGE) as usize];
+                let rival = byte.rival(access, &ordered);
+                byte.remember(now, access, &ordered, block.threads.len());
+                rival.map(|(stamp, other)| self.describe_race(now, stamp, access, other, at))
+            });
+            at = end;
+        }
         *(if in_shared { &mut self.blocks[slot].shared.shadow } else { &mut self.shadow }) = shadow;
         race.map_or(Ok(()), Err)
     }
@@ -165,9 +173,9 @@ impl Grid<'_> {
 }
 
 impl Shadow {
-    fn byte(&mut self, address: u64) -> &mut Byte {
-        let page = self.pages.entry(address / PAGE as u64);
-        &mut page.or_insert_with(|| Box::new(std::array::from_fn(|_| Byte::default())))[address as usize % PAGE]
+    fn page(&mut self, address: u64) -> &mut [Byte] {
+        let page = self.pages.entry(address / PAGE);
+        page.or_insert_with(|| (0..PAGE).map(|_| Byte::default()).collect())
     }
 }
 

@@ -7,8 +7,6 @@ use super::memory::{Buffers, RED_ZONE};
 use super::{KernelEntry, fault::Fault};
 use crate::device::Launch;
 use std::cell::Cell;
-use std::cmp::Reverse;
-use std::collections::BinaryHeap;
 
 pub const WARP: usize = 32;
 /// Barrier 0 is the block's own.
@@ -89,7 +87,38 @@ pub struct Block {
     pub clocks: Clocks,
     pub barriers: [Barrier; BARRIERS],
     pub warps: Vec<Warp>,
+    queue: Queue,
     done: usize,
+}
+
+/// The runnable threads of a block, taken in an order fixed when the block starts.
+struct Queue {
+    /// The thread of each rank, and the rank of each thread.
+    order: Vec<usize>,
+    ranks: Vec<usize>,
+    /// A bit a rank.
+    runnable: Vec<u64>,
+}
+
+impl Queue {
+    /// Nobody is runnable. `key` orders the threads.
+    fn new(threads: usize, key: impl Fn(usize) -> u64) -> Self {
+        let mut order: Vec<usize> = (0..threads).collect();
+        order.sort_by_key(|&thread| key(thread));
+        let mut ranks = vec![0; threads];
+        order.iter().enumerate().for_each(|(rank, &thread)| ranks[thread] = rank);
+        Queue { order, ranks, runnable: vec![0; threads.div_ceil(64)] }
+    }
+    fn push(&mut self, thread: usize) {
+        let rank = self.ranks[thread];
+        self.runnable[rank / 64] |= 1 << (rank % 64);
+    }
+    fn pop(&mut self) -> Option<usize> {
+        let word = self.runnable.iter().position(|&word| word != 0)?;
+        let bit = self.runnable[word].trailing_zeros() as usize;
+        self.runnable[word] &= self.runnable[word] - 1;
+        Some(self.order[64 * word + bit])
+    }
 }
 
 /// The dynamic shared memory of a block, between red zones.
@@ -128,7 +157,6 @@ pub struct Grid<'a> {
     pub running: (usize, usize),
     pub fault: Option<Fault>,
     seed: u64,
-    ready: BinaryHeap<Reverse<(u64, usize, usize)>>,
     scheduler: Suspended,
 }
 
@@ -165,7 +193,6 @@ impl<'a> Grid<'a> {
             running: (0, 0),
             fault: None,
             seed,
-            ready: BinaryHeap::new(),
             scheduler: Suspended::NOTHING,
         }
     }
@@ -178,8 +205,10 @@ impl<'a> Grid<'a> {
     pub fn run(mut self, stacks: &mut Vec<Stack>) -> Result<(), Fault> {
         let blocks: usize = self.launch.grid.iter().map(|&n| n as usize).product();
         let resident = (MOST_FIBERS / self.block_threads()).max(1);
-        let mut waiting: Vec<usize> = (0..blocks).collect();
-        waiting.sort_by_key(|&block| Reverse(self.order(block, 0)));
+        let mut waiting: Vec<usize> = (0..blocks).rev().collect();
+        if self.seed != 0 {
+            waiting.sort_by_key(|&block| hash(self.seed ^ block as u64));
+        }
 
         let shared: *mut Grid<'a> = &mut self;
         CURRENT.set(shared.cast());
@@ -190,11 +219,11 @@ impl<'a> Grid<'a> {
                 let slot = grid.blocks.len();
                 grid.admit(slot, waiting.pop().expect("not empty"), stacks);
             }
-            let Some(Reverse((_, slot, thread))) = grid.ready.pop() else {
+            let Some((slot, thread)) = grid.next() else {
                 grid.fault = grid.stuck();
                 break;
             };
-            // SAFETY: `shared` is the grid, and the thread was in `ready` once.
+            // SAFETY: `shared` is the grid, and the thread was in its queue once.
             unsafe { resume(shared, slot, thread) }
             // SAFETY: as above.
             let grid = unsafe { &mut *shared };
@@ -221,6 +250,7 @@ impl<'a> Grid<'a> {
             let suspended = stack.start(fiber);
             Thread { index: Index::unfold(i, self.launch.block), state: State::Runnable, stack, suspended }
         };
+        let queue = Queue::new(count, |thread| self.order(linear, thread));
         let block = Block {
             linear,
             index: Index::unfold(linear, self.launch.grid),
@@ -229,6 +259,7 @@ impl<'a> Grid<'a> {
             clocks: Clocks::new(count),
             barriers: std::array::from_fn(|_| Barrier::default()),
             warps: vec![Warp::default(); count / WARP],
+            queue,
             done: 0,
         };
         if slot == self.blocks.len() {
@@ -240,20 +271,24 @@ impl<'a> Grid<'a> {
     }
 
     pub fn enqueue(&mut self, slot: usize, thread: usize) {
-        let block = self.blocks[slot].linear;
         self.blocks[slot].threads[thread].state = State::Runnable;
-        self.ready.push(Reverse((self.order(block, thread), slot, thread)));
+        self.blocks[slot].queue.push(thread);
     }
 
-    /// Where a thread stands in the order of this seed: blocks first, warps of a block next, lanes of a warp last.
-    /// Seed 0 is the natural order; in others a warp may run far ahead of its neighbours, and lanes run backwards.
+    /// A runnable thread, of the running block as long as it has one.
+    fn next(&mut self) -> Option<(usize, usize)> {
+        let (first, count) = (self.running.0, self.blocks.len());
+        (first..first + count).map(|slot| slot % count).find_map(|slot| Some((slot, self.blocks[slot].queue.pop()?)))
+    }
+
+    /// Where a thread stands in the order of this seed: warps of a block first, lanes of a warp next; 0 is the natural order.
+    /// In others a warp may run far ahead of its neighbours, and lanes run in any order.
     fn order(&self, block: usize, thread: usize) -> u64 {
         if self.seed == 0 {
-            return (block as u64) << 16 | thread as u64;
+            return thread as u64;
         }
-        let draw = |of: usize, level: u64| hash(self.seed ^ level << 60 ^ of as u64) & 0xf_ffff;
-        let warp = block << 5 | thread / WARP;
-        draw(block, 1) << 40 | draw(warp, 2) << 20 | draw(warp << 5 | thread % WARP, 3)
+        let draw = |of: usize| hash(self.seed << 32 ^ of as u64) >> 40;
+        draw(block << 6 | thread / WARP) << 24 | draw(block << 11 | 1 << 10 | thread)
     }
 
     pub fn running_block(&self) -> &Block {
