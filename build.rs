@@ -11,16 +11,30 @@ mod sources;
 use std::path::{Path, PathBuf};
 
 const PARAMS: &str = "src/ops/cuda/params.rs";
+/// Outputs of the wrappers' micro-kernels on real GPUs.
+const RECORDS: &str = "tests/fixtures/conformance";
 
 fn main() {
     let out = PathBuf::from(std::env::var_os("OUT_DIR").expect("Cargo sets OUT_DIR"));
-    for input in ["build.rs", "build", "kernels", PARAMS] {
+    for input in ["build.rs", "build", "kernels", PARAMS, RECORDS] {
         println!("cargo::rerun-if-changed={input}");
     }
     let sources = sources::scan(Path::new("kernels"));
     write_params_header(&out.join("include/params.h"));
     cuda::build(&sources, &out);
     emulator::build(&sources, &out);
+    embed_records(&out.join("conformance_records.rs"));
+}
+
+/// `tests/fixtures/conformance/*.json` → a table of paths and texts.
+fn embed_records(table: &Path) {
+    let entries = std::fs::read_dir(RECORDS).expect(RECORDS).map(|entry| entry.expect(RECORDS).path());
+    let mut paths: Vec<PathBuf> = entries.filter(|path| path.extension().is_some_and(|e| e == "json")).collect();
+    paths.sort();
+    let root = std::env::var("CARGO_MANIFEST_DIR").expect("Cargo sets CARGO_MANIFEST_DIR");
+    let rows = paths.iter().map(|path| format!("({path:?}, include_str!({:?})),\n", Path::new(&root).join(path)));
+    let text = format!("static RECORDS: &[(&str, &str)] = &[\n{}];\n", rows.collect::<String>());
+    std::fs::write(table, text).expect("OUT_DIR is writable");
 }
 
 /// `params.rs` → `params.h`: every public struct and constant of it, in namespace `limo`.

@@ -3,5 +3,7 @@
 
 pub mod buffer;
 pub mod compare;
+pub mod conformance;
+pub mod planted;
 pub mod random;
 pub mod rms_norm;
