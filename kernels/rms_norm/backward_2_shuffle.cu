@@ -8,7 +8,7 @@
 
 using namespace limo;
 
-extern "C" __global__ void rms_norm_backward_2(const __grid_constant__ RmsNormBackwardParams p) {
+extern "C" __global__ void __launch_bounds__(256) rms_norm_backward_2(const __grid_constant__ RmsNormBackwardParams p) {
     const int thread = int(threadIdx.x), threads = int(blockDim.x), warps = threads / WARP;
     float *partial_gmem = p.partials + uint64_t(blockIdx.x) * p.width; // [D] of [P, D]
     SharedMemory shared;

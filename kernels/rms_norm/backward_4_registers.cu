@@ -56,6 +56,10 @@ template <bool VECTORS> __device__ __forceinline__ void rms_norm_backward_regist
 
 using namespace limo;
 
-extern "C" __global__ void rms_norm_backward_4(const __grid_constant__ RmsNormBackwardParams p) { rms_norm_backward_registers<true>(p); }
+extern "C" __global__ void __launch_bounds__(512) rms_norm_backward_4(const __grid_constant__ RmsNormBackwardParams p) {
+    rms_norm_backward_registers<true>(p);
+}
 
-extern "C" __global__ void rms_norm_backward_4_any(const __grid_constant__ RmsNormBackwardParams p) { rms_norm_backward_registers<false>(p); }
+extern "C" __global__ void __launch_bounds__(512) rms_norm_backward_4_any(const __grid_constant__ RmsNormBackwardParams p) {
+    rms_norm_backward_registers<false>(p);
+}

@@ -73,6 +73,10 @@ template <bool VECTORS> __device__ __forceinline__ void rms_norm_backward_groups
 
 using namespace limo;
 
-extern "C" __global__ void __launch_bounds__(512, 2) rms_norm_backward_5(const __grid_constant__ RmsNormBackwardParams p) { rms_norm_backward_groups<true>(p); }
+extern "C" __global__ void __launch_bounds__(512, 2) rms_norm_backward_5(const __grid_constant__ RmsNormBackwardParams p) {
+    rms_norm_backward_groups<true>(p);
+}
 
-extern "C" __global__ void __launch_bounds__(512) rms_norm_backward_5_any(const __grid_constant__ RmsNormBackwardParams p) { rms_norm_backward_groups<false>(p); }
+extern "C" __global__ void __launch_bounds__(512) rms_norm_backward_5_any(const __grid_constant__ RmsNormBackwardParams p) {
+    rms_norm_backward_groups<false>(p);
+}

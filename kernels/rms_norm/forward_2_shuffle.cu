@@ -8,7 +8,7 @@
 
 using namespace limo;
 
-extern "C" __global__ void rms_norm_forward_2(const __grid_constant__ RmsNormForwardParams p) {
+extern "C" __global__ void __launch_bounds__(256) rms_norm_forward_2(const __grid_constant__ RmsNormForwardParams p) {
     const int thread = int(threadIdx.x), threads = int(blockDim.x);
     const uint64_t row = uint64_t(blockIdx.x) * p.width;
     const bf16 *x_gmem = p.x + row, *delta_gmem = p.delta ? p.delta + row : nullptr;

@@ -42,6 +42,10 @@ template <bool VECTORS> __device__ __forceinline__ void rms_norm_forward_vector(
 
 using namespace limo;
 
-extern "C" __global__ void rms_norm_forward_3(const __grid_constant__ RmsNormForwardParams p) { rms_norm_forward_vector<true>(p); }
+extern "C" __global__ void __launch_bounds__(256) rms_norm_forward_3(const __grid_constant__ RmsNormForwardParams p) {
+    rms_norm_forward_vector<true>(p);
+}
 
-extern "C" __global__ void rms_norm_forward_3_any(const __grid_constant__ RmsNormForwardParams p) { rms_norm_forward_vector<false>(p); }
+extern "C" __global__ void __launch_bounds__(256) rms_norm_forward_3_any(const __grid_constant__ RmsNormForwardParams p) {
+    rms_norm_forward_vector<false>(p);
+}

@@ -49,6 +49,10 @@ template <bool VECTORS> __device__ __forceinline__ void rms_norm_forward_registe
 
 using namespace limo;
 
-extern "C" __global__ void rms_norm_forward_4(const __grid_constant__ RmsNormForwardParams p) { rms_norm_forward_registers<true>(p); }
+extern "C" __global__ void __launch_bounds__(512) rms_norm_forward_4(const __grid_constant__ RmsNormForwardParams p) {
+    rms_norm_forward_registers<true>(p);
+}
 
-extern "C" __global__ void rms_norm_forward_4_any(const __grid_constant__ RmsNormForwardParams p) { rms_norm_forward_registers<false>(p); }
+extern "C" __global__ void __launch_bounds__(512) rms_norm_forward_4_any(const __grid_constant__ RmsNormForwardParams p) {
+    rms_norm_forward_registers<false>(p);
+}

@@ -58,6 +58,10 @@ template <bool VECTORS> __device__ __forceinline__ void rms_norm_forward_groups(
 
 using namespace limo;
 
-extern "C" __global__ void rms_norm_forward_5(const __grid_constant__ RmsNormForwardParams p) { rms_norm_forward_groups<true>(p); }
+extern "C" __global__ void __launch_bounds__(512) rms_norm_forward_5(const __grid_constant__ RmsNormForwardParams p) {
+    rms_norm_forward_groups<true>(p);
+}
 
-extern "C" __global__ void rms_norm_forward_5_any(const __grid_constant__ RmsNormForwardParams p) { rms_norm_forward_groups<false>(p); }
+extern "C" __global__ void __launch_bounds__(512) rms_norm_forward_5_any(const __grid_constant__ RmsNormForwardParams p) {
+    rms_norm_forward_groups<false>(p);
+}

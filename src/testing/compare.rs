@@ -20,8 +20,8 @@ pub fn distance(values: &[f32], reference: &[f64]) -> Distance {
         let difference = (f64::from(a) - b).abs();
         squares += difference * difference;
         norm += b * b;
-        // f64::max would drop a NaN.
-        largest = if difference <= largest { largest } else { difference };
+        // f64::max would drop a NaN; this keeps the first.
+        largest = if difference <= largest || f64::is_nan(largest) { largest } else { difference };
     }
     let scale = if norm > 0.0 { norm } else { 1.0 };
     Distance { relative_l2: (squares / scale).sqrt(), largest }

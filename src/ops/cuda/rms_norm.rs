@@ -14,6 +14,8 @@ const _: () = assert!(RMS_NORM_PARTIALS as usize == RmsNormBackward::PARTIALS);
 const WARP: u32 = 32;
 /// Elements of a 16-byte access.
 const VECTOR: u32 = 8;
+/// Warps of a block that keeps rows in registers: what its `__launch_bounds__` allows.
+const MOST_WARPS: u32 = 16;
 
 /// One rung of a ladder. Every version computes the same function; the last of a table is the one that ships.
 #[derive(Debug)]
@@ -62,7 +64,7 @@ pub const FORWARD: [Version; 5] = [
         idea: "the row stays in registers: read once, every load in flight before the first use",
         kernel: "rms_norm_forward_4",
         any: "rms_norm_forward_4_any",
-        widest: 32 * RMS_NORM_FORWARD_WARP_WIDTH,
+        widest: MOST_WARPS * RMS_NORM_FORWARD_WARP_WIDTH,
         geometry: |rows, width| {
             let threads = WARP * width.div_ceil(RMS_NORM_FORWARD_WARP_WIDTH);
             launch(rows, threads, slots(threads))
@@ -73,7 +75,7 @@ pub const FORWARD: [Version; 5] = [
         idea: "several narrow rows a block, each with its own barrier",
         kernel: "rms_norm_forward_5",
         any: "rms_norm_forward_5_any",
-        widest: 32 * RMS_NORM_FORWARD_WARP_WIDTH,
+        widest: MOST_WARPS * RMS_NORM_FORWARD_WARP_WIDTH,
         geometry: |rows, width| {
             let groups = Groups::new(width, RMS_NORM_FORWARD_WARP_WIDTH, 8);
             launch(rows.div_ceil(groups.count), groups.threads(), slots(groups.threads()))
@@ -111,7 +113,7 @@ pub const BACKWARD: [Version; 5] = [
         idea: "the row and its part of dweight stay in registers: each byte crosses memory once",
         kernel: "rms_norm_backward_4",
         any: "rms_norm_backward_4_any",
-        widest: 16 * RMS_NORM_BACKWARD_WARP_WIDTH,
+        widest: MOST_WARPS * RMS_NORM_BACKWARD_WARP_WIDTH,
         geometry: |_, width| {
             let threads = WARP * width.div_ceil(RMS_NORM_BACKWARD_WARP_WIDTH);
             launch(RMS_NORM_PARTIALS, threads, slots(2 * threads))
@@ -122,9 +124,9 @@ pub const BACKWARD: [Version; 5] = [
         idea: "several rows at once in a block, each with its own barrier: loads of one hide the sums of another",
         kernel: "rms_norm_backward_5",
         any: "rms_norm_backward_5_any",
-        widest: 16 * RMS_NORM_BACKWARD_WARP_WIDTH,
+        widest: MOST_WARPS * RMS_NORM_BACKWARD_WARP_WIDTH,
         geometry: |_, width| {
-            let groups = Groups::new(width, RMS_NORM_BACKWARD_WARP_WIDTH, 16);
+            let groups = Groups::new(width, RMS_NORM_BACKWARD_WARP_WIDTH, MOST_WARPS);
             let total = if groups.count > 1 { 4 * width } else { 0 };
             launch(RMS_NORM_PARTIALS, groups.threads(), slots(2 * groups.threads()) + total)
         },
@@ -243,5 +245,32 @@ fn extent(rows: usize, width: usize) -> Result<[u32; 2]> {
     match (u32::try_from(rows), u32::try_from(width)) {
         (Ok(rows), Ok(width)) if rows <= i32::MAX as u32 && width > 0 => Ok([rows, width]),
         _ => Err(Error::internal(format!("rms_norm: {rows} rows of {width} elements are beyond one launch"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_width_gets_a_launch_within_the_bounds_of_its_kernel() {
+        for (ladder, version) in FORWARD.iter().map(|v| (&FORWARD, v)).chain(BACKWARD.iter().map(|v| (&BACKWARD, v))) {
+            for width in (1..10_000).step_by(37).chain([8192, 8193, 16384, 16385, 1 << 20]) {
+                let (kernel, launch) = version.select(ladder, 3, width, &[0]);
+                let [threads, ..] = launch.block;
+                let most = if kernel.contains(['4', '5']) { 512 } else { 256 };
+                assert!(threads.is_multiple_of(WARP) && (WARP..=most).contains(&threads), "{kernel}, width {width}");
+                assert!(launch.shared_bytes <= 48 << 10, "{kernel}, width {width}: more needs an opt-in");
+            }
+        }
+    }
+
+    #[test]
+    fn odd_widths_and_addresses_take_the_scalar_kernel() {
+        let kernel = |width, address| FORWARD[4].select(&FORWARD, 1, width, &[0, address]).0;
+        assert_eq!(kernel(896, 64), "rms_norm_forward_5");
+        assert_eq!(kernel(897, 64), "rms_norm_forward_5_any");
+        assert_eq!(kernel(896, 8), "rms_norm_forward_5_any");
+        assert_eq!(kernel(1 << 20, 0), "rms_norm_forward_3");
     }
 }
