@@ -1,6 +1,9 @@
 //! What stands behind `ops::cuda`: something that holds memory and launches kernels by name. Two launchers exist, the CUDA
 //! driver and the emulator, which runs the same kernel sources on the CPU.
 
+pub mod emulator;
+pub mod images;
+
 use crate::error::Result;
 use crate::tensor::{Allocator, View, ViewMut};
 

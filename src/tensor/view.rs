@@ -2,6 +2,7 @@
 
 use super::memory::{Region, Space};
 use super::{DType, Shape};
+use crate::error::Result;
 use half::bf16;
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -42,10 +43,14 @@ impl Tensor {
 
     /// Zeros on the host, outside any arena.
     pub fn host(dtype: DType, shape: &[usize]) -> Self {
-        use super::Allocator;
+        Self::alone(&super::HostAllocator, dtype, shape).expect("host memory")
+    }
+
+    /// Zeros in a region of exactly their size, outside any arena.
+    pub fn alone(allocator: &dyn super::Allocator, dtype: DType, shape: &[usize]) -> Result<Self> {
         let shape = Shape::new(shape);
-        let region = super::HostAllocator.region(shape.elements() * dtype.size()).expect("host memory");
-        Tensor { region, offset: 0, dtype, shape }
+        let region = allocator.region(shape.elements() * dtype.size())?;
+        Ok(Tensor { region, offset: 0, dtype, shape })
     }
 
     pub fn shape(&self) -> &Shape {

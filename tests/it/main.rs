@@ -3,6 +3,7 @@ mod cli;
 mod command;
 mod config;
 mod data;
+mod emulator;
 mod golden;
 mod inspect_model;
 mod io;

@@ -1,0 +1,42 @@
+// Micro-kernels for the wrappers by which threads wait for and talk to one another. One block of B threads; words come in rounds of B.
+#include "common/warp.cuh"
+#include "params.h"
+
+using namespace limo;
+
+// Round r exchanges with the lane whose number differs by the bits of r.
+extern "C" __global__ void conformance_shuffle_xor(const __grid_constant__ ConformanceParams p) {
+    for (uint64_t first = 0; first < p.words; first += blockDim.x) {
+        const uint64_t i = first + threadIdx.x;
+        const int mask = int(first / blockDim.x % WARP);
+        p.output[i] = float_as_bits(shuffle_xor(bits_as_float(p.input[i]), mask));
+    }
+}
+
+// Every round is reversed through shared memory, among `threads` threads starting at `first_thread`, which meet at `barrier`.
+template <typename Barrier>
+static __device__ __forceinline__ void reverse_rounds(const ConformanceParams &p, int first_thread, int threads, Barrier barrier) {
+    SharedMemory shared;
+    uint32_t *words_smem = shared.take<uint32_t>(int(blockDim.x)) + first_thread; // [B], the part of these threads
+    const int thread = int(threadIdx.x) - first_thread;
+    for (uint64_t first = first_thread; first < p.words; first += blockDim.x) {
+        words_smem[thread] = p.input[first + thread];
+        barrier(); // the wrapper under test: without it words would be read before they are written
+        p.output[first + thread] = words_smem[threads - 1 - thread];
+        barrier(); // and here overwritten before they are read
+    }
+}
+
+extern "C" __global__ void conformance_block_barrier(const __grid_constant__ ConformanceParams p) {
+    reverse_rounds(p, 0, int(blockDim.x), [] { block_barrier(); });
+}
+
+// Two groups of warps, each with its own barrier, go through their rounds without waiting for one another.
+extern "C" __global__ void conformance_named_barrier(const __grid_constant__ ConformanceParams p) {
+    const int threads = int(blockDim.x) / 2, group = int(threadIdx.x) / threads;
+    reverse_rounds(p, group * threads, threads, [&] { named_barrier(1 + group, threads); });
+}
+
+extern "C" __global__ void conformance_warp_barrier(const __grid_constant__ ConformanceParams p) {
+    reverse_rounds(p, int(threadIdx.x) / WARP * WARP, WARP, [] { warp_barrier(); });
+}

@@ -1,0 +1,171 @@
+//! The emulator: a [`Launcher`] that runs the kernels' own source on this CPU. `build.rs` compiled it twice with a host compiler:
+//! plain, and checked, where every load and store calls the checker. docs/emulator.md explains both.
+
+mod checker;
+mod clocks;
+mod fault;
+mod fiber;
+mod grid;
+mod intrinsics;
+mod memory;
+
+use super::{Event, Launch, Launcher};
+use crate::error::{Error, Result};
+use crate::tensor::{Allocator, View, ViewMut};
+use fiber::Stack;
+use grid::{Grid, WARP};
+use memory::Memory;
+use std::any::Any;
+use std::ffi::{CStr, c_char, c_void};
+use std::sync::Mutex;
+use std::time::Instant;
+
+/// What an H200 gives a block.
+const MOST_THREADS: u32 = 1024;
+const MOST_SHARED_BYTES: u32 = 227 << 10;
+
+/// A device of host memory whose kernels run in fibers. Threads take turns in an order that the seed chooses.
+pub struct Emulator {
+    memory: Memory,
+    kernels: &'static [KernelEntry],
+    checked: bool,
+    seed: u64,
+    stacks: Mutex<Vec<Stack>>,
+}
+
+impl Emulator {
+    /// Kernels at full speed; only barriers that cannot complete and misaligned vectors are found.
+    pub fn plain(seed: u64) -> Result<Self> {
+        Self::new(false, seed)
+    }
+
+    /// Every access is checked: bounds, bytes that nobody wrote, races, memory that is not the kernel's.
+    pub fn checked(seed: u64) -> Result<Self> {
+        Self::new(true, seed)
+    }
+
+    fn new(checked: bool, seed: u64) -> Result<Self> {
+        let kernels = kernels(checked).ok_or_else(|| {
+            Error::usage("this binary was built without the emulator: no C++ compiler was found")
+                .help("install g++ or clang++ and build again")
+        })?;
+        Ok(Emulator { memory: Memory::new(checked), kernels, checked, seed, stacks: Mutex::default() })
+    }
+
+    /// Chooses another order of blocks, warps and lanes; 0 is the natural one.
+    pub fn set_seed(&mut self, seed: u64) {
+        self.seed = seed;
+    }
+}
+
+impl Launcher for Emulator {
+    fn device(&self) -> String {
+        format!("emulator{}, seed {}", if self.checked { ", checked" } else { "" }, self.seed)
+    }
+
+    fn allocator(&self) -> &dyn Allocator {
+        &self.memory
+    }
+
+    unsafe fn launch(&self, kernel: &str, launch: Launch, params: &[u8]) -> Result<()> {
+        let entry = self.kernels.iter().find(|entry| entry.name() == kernel);
+        let entry = entry.ok_or_else(|| Error::internal(format!("the emulator has no kernel named {kernel}")))?;
+        check_extent(kernel, &launch)?;
+        if params.len() != entry.params_bytes {
+            let (given, expected) = (params.len(), entry.params_bytes);
+            return Err(Error::internal(format!("{kernel} takes {expected} bytes of parameters, not {given}")));
+        }
+        let mut buffers = self.memory.lock();
+        let mut stacks = self.stacks.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        Grid::new(entry, params, launch, &mut buffers, self.checked, self.seed).run(&mut stacks).map_err(Error::from)
+    }
+
+    fn fill_bytes(&self, value: u8, out: ViewMut) -> Result<()> {
+        self.memory.note_written(out.address(), out.bytes())?;
+        out.raw_bytes().fill(value);
+        Ok(())
+    }
+
+    fn upload(&self, bytes: &[u8], out: ViewMut) -> Result<()> {
+        self.memory.note_written(out.address(), out.bytes())?;
+        out.raw_bytes().copy_from_slice(bytes);
+        Ok(())
+    }
+
+    fn download(&self, x: View, out: &mut [u8]) -> Result<()> {
+        out.copy_from_slice(x.raw_bytes());
+        Ok(())
+    }
+
+    fn mark(&self) -> Result<Box<dyn Event>> {
+        Ok(Box::new(Mark(Instant::now())))
+    }
+
+    /// Launches return when they have run.
+    fn synchronize(&self) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// What a GPU would refuse, and blocks that are not whole warps.
+fn check_extent(kernel: &str, launch: &Launch) -> Result<()> {
+    let threads = launch.block.iter().try_fold(1u32, |product, &n| product.checked_mul(n)).unwrap_or(u32::MAX);
+    let whole_warps = threads != 0 && threads.is_multiple_of(WARP as u32) && threads <= MOST_THREADS;
+    if whole_warps && launch.grid.iter().all(|&n| n > 0) && launch.shared_bytes <= MOST_SHARED_BYTES {
+        return Ok(());
+    }
+    Err(Error::internal(format!("{kernel} cannot be launched as {launch:?}")))
+}
+
+struct Mark(Instant);
+
+impl Event for Mark {
+    fn milliseconds_since(&self, start: &dyn Event) -> Result<f64> {
+        let start = start.as_any().downcast_ref::<Mark>();
+        let start = start.ok_or_else(|| Error::internal("a mark of another launcher was given to the emulator"))?;
+        Ok(self.0.duration_since(start.0).as_secs_f64() * 1e3)
+    }
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+}
+
+/// A row of the tables that build.rs generated; `kernels/emulator/registry.h` is its C++ twin.
+#[repr(C)]
+pub struct KernelEntry {
+    name: *const c_char,
+    params_bytes: usize,
+    run: unsafe extern "C" fn(*const c_void),
+}
+
+// SAFETY: rows are constants.
+unsafe impl Sync for KernelEntry {}
+
+impl KernelEntry {
+    fn name(&self) -> &str {
+        // SAFETY: a string literal of the generated table.
+        unsafe { CStr::from_ptr(self.name) }.to_str().expect("kernel names are ASCII")
+    }
+}
+
+#[cfg(limo_emulator)]
+fn kernels(checked: bool) -> Option<&'static [KernelEntry]> {
+    unsafe extern "C" {
+        static limo_plain_kernels: KernelEntry;
+        static limo_checked_kernels: KernelEntry;
+        static limo_plain_kernel_count: usize;
+        static limo_checked_kernel_count: usize;
+    }
+    // SAFETY: constants of the generated tables, which have as many rows as they say.
+    Some(unsafe {
+        match checked {
+            false => std::slice::from_raw_parts(&raw const limo_plain_kernels, limo_plain_kernel_count),
+            true => std::slice::from_raw_parts(&raw const limo_checked_kernels, limo_checked_kernel_count),
+        }
+    })
+}
+
+#[cfg(not(limo_emulator))]
+fn kernels(_checked: bool) -> Option<&'static [KernelEntry]> {
+    None
+}

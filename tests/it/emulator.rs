@@ -1,0 +1,147 @@
+//! Every kernel version against its case table in the emulator, and proof that the emulator finds what it claims to find.
+
+use limo_engine::device::emulator::Emulator;
+use limo_engine::device::{Launch, Launcher};
+use limo_engine::error::Result;
+use limo_engine::ops::cuda::params::{PlantedParams, Ptr};
+use limo_engine::ops::cuda::rms_norm::{BACKWARD, FORWARD, Version};
+use limo_engine::testing::buffer::Behind;
+use limo_engine::testing::conformance;
+use limo_engine::testing::planted::{self, PLANTED};
+use limo_engine::testing::rms_norm::{self, Case, Outputs};
+
+/// Natural order, and two in which blocks, warps and lanes run far apart.
+const SEEDS: [u64; 3] = [0, 1, 2];
+
+/// The emulator, or a printed skip where no C++ compiler was there to build it.
+fn emulator(make: fn(u64) -> Result<Emulator>) -> Option<Emulator> {
+    make(0).inspect_err(|error| println!("skipped 1: {error}")).ok()
+}
+
+/// Runs each version on each case in each order: all must pass, with the same bits in every order.
+fn run_ladder(
+    emulator: &mut Emulator,
+    ladder: &[Version],
+    check: fn(&dyn Launcher, &Version, &Case, Behind) -> Result<Outputs>,
+    behind: Behind,
+    seeds: &[u64],
+) {
+    for (case, version) in rms_norm::CASES.iter().flat_map(|case| ladder.iter().map(move |version| (case, version))) {
+        let mut first: Option<Outputs> = None;
+        for &seed in seeds {
+            emulator.set_seed(seed);
+            let outputs = check(emulator, version, case, behind).unwrap_or_else(|error| panic!("seed {seed}: {error}"));
+            let same = *first.get_or_insert_with(|| outputs.clone()) == outputs;
+            assert!(same, "{}, case {}: seed {seed} computes other bits", version.name, case.name);
+        }
+    }
+}
+
+#[test]
+fn forward_versions_pass_every_case_in_every_order() {
+    let Some(mut emulator) = emulator(Emulator::plain) else { return };
+    run_ladder(&mut emulator, &FORWARD, rms_norm::forward, Behind::Canaries, &SEEDS);
+}
+
+#[test]
+fn backward_versions_pass_every_case_in_every_order() {
+    let Some(mut emulator) = emulator(Emulator::plain) else { return };
+    run_ladder(&mut emulator, &BACKWARD, rms_norm::backward, Behind::Canaries, &SEEDS);
+}
+
+#[test]
+fn forward_versions_are_clean_in_checked_mode() {
+    let Some(mut emulator) = emulator(Emulator::checked) else { return };
+    run_ladder(&mut emulator, &FORWARD, rms_norm::forward, Behind::Nothing, &[1]);
+}
+
+#[test]
+fn backward_versions_are_clean_in_checked_mode() {
+    let Some(mut emulator) = emulator(Emulator::checked) else { return };
+    run_ladder(&mut emulator, &BACKWARD, rms_norm::backward, Behind::Nothing, &[1]);
+}
+
+#[test]
+fn planted_bugs_are_found_and_their_twins_are_clean() {
+    let Some(mut emulator) = emulator(Emulator::checked) else { return };
+    for planted in &PLANTED {
+        for seed in SEEDS {
+            emulator.set_seed(seed);
+            planted::run(&emulator, planted, false).unwrap();
+            let report = planted::run(&emulator, planted, true).expect_err(planted.kernel).message;
+            let place = format!("{}, block (", planted.kernel);
+            assert!(report.starts_with(&place) && report.contains(planted.finding), "seed {seed}: {report}");
+        }
+    }
+}
+
+#[test]
+fn a_wrong_order_shows_in_plain_mode_as_results_that_depend_on_the_seed() {
+    let Some(mut emulator) = emulator(Emulator::plain) else { return };
+    let planted = PLANTED.iter().find(|planted| planted.kernel == "planted_wrong_order").unwrap();
+    let mut outputs = |bug| -> Vec<Vec<f32>> {
+        let of_seed = |seed| {
+            emulator.set_seed(seed);
+            planted::run(&emulator, planted, bug).unwrap()
+        };
+        (0..8).map(of_seed).collect()
+    };
+    let (wrong, right) = (outputs(true), outputs(false));
+    assert!(wrong.iter().any(|output| *output != wrong[0]));
+    assert!(right.iter().all(|output| *output == right[0]));
+}
+
+#[test]
+fn memory_of_the_host_is_foreign_to_a_kernel() {
+    let Some(emulator) = emulator(Emulator::checked) else { return };
+    let host = vec![1.0f32; 128];
+    let address = host.as_ptr() as u64;
+    let params = PlantedParams { input: Ptr::new(address), output: Ptr::new(address), count: 128, bug: 0 };
+    let launch = Launch { grid: [1, 1, 1], block: [128, 1, 1], shared_bytes: 0 };
+    // SAFETY: the checked emulator stops the kernel before its first access.
+    let result = unsafe { emulator.launch("planted_out_of_bounds", launch, bytemuck::bytes_of(&params)) };
+    assert!(result.unwrap_err().message.contains("foreign access: "));
+}
+
+#[test]
+fn launches_that_no_gpu_would_take_are_refused() {
+    let Some(emulator) = emulator(Emulator::plain) else { return };
+    let launch = |kernel: &str, threads: u32, shared_bytes: u32, params: &[u8]| {
+        let launch = Launch { grid: [1, 1, 1], block: [threads, 1, 1], shared_bytes };
+        // SAFETY: none of these launches runs.
+        unsafe { emulator.launch(kernel, launch, params) }.unwrap_err().message
+    };
+    let params = [0; size_of::<PlantedParams>()];
+    assert!(launch("no_such_kernel", 32, 0, &params).contains("no kernel named no_such_kernel"));
+    assert!(launch("planted_race", 33, 0, &params).contains("cannot be launched"));
+    assert!(launch("planted_race", 2048, 0, &params).contains("cannot be launched"));
+    assert!(launch("planted_race", 32, 1 << 20, &params).contains("cannot be launched"));
+    assert!(launch("planted_race", 32, 0, &params[1..]).contains("bytes of parameters"));
+}
+
+#[test]
+fn wrappers_conform_to_their_references_and_to_recorded_gpus() {
+    let records = conformance::records().unwrap();
+    println!("{} wrappers without a record of a GPU", conformance::unproven(&records).len());
+    for make in [Emulator::plain, Emulator::checked] {
+        let Some(mut emulator) = emulator(make) else { return };
+        for seed in SEEDS {
+            emulator.set_seed(seed);
+            let record = conformance::record(&emulator, "emulator", "none").unwrap();
+            assert_eq!(conformance::unproven(&[record]), [""; 0]);
+            records.iter().for_each(|record| conformance::check_record(&emulator, record).unwrap());
+        }
+    }
+}
+
+/// What ptxas said when build.rs ran nvcc.
+#[test]
+fn no_kernel_spills_registers() {
+    let report = std::fs::read_to_string(env!("LIMO_PTXAS_REPORT")).unwrap();
+    if report.is_empty() {
+        return println!("skipped 1: built without nvcc");
+    }
+    let spills: Vec<&str> = report.lines().filter(|line| line.contains("spill stores")).collect();
+    assert!(spills.len() >= 3 * (FORWARD.len() + BACKWARD.len()), "a line a kernel and target");
+    assert!(spills.iter().all(|line| line.contains(" 0 bytes spill stores, 0 bytes spill loads")), "{report}");
+}
