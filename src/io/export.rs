@@ -222,3 +222,39 @@ fn verify(dir: &Path, spec: &Export, hashes: &[blake3::Hash]) -> Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A disk that loses a bit is noticed before the old folder is replaced.
+    #[test]
+    fn a_flipped_bit_is_noticed() {
+        let dir = tempfile::tempdir().unwrap();
+        let tensors = [TensorSpec { name: "w".into(), shape: vec![2, 3] }];
+        let config = dir.path().join("config.json");
+        fs::write(&config, "{}").unwrap();
+        let spec = Export {
+            config: &config,
+            tokenizer: dir.path(),
+            chat_template: None,
+            system: None,
+            tensors: &tensors,
+            dtype: DType::F32,
+            shard_bytes: DEFAULT_SHARD_BYTES,
+        };
+        let mut ones = |_: &str, _: Range<usize>, out: &mut [f32]| {
+            out.fill(1.0);
+            Ok(())
+        };
+        let hashes = write_weights(dir.path(), &spec, &mut ones).unwrap();
+        verify(dir.path(), &spec, &hashes).unwrap();
+
+        let weights = dir.path().join(SINGLE);
+        let mut bytes = fs::read(&weights).unwrap();
+        *bytes.last_mut().unwrap() ^= 1;
+        fs::write(&weights, bytes).unwrap();
+        let error = verify(dir.path(), &spec, &hashes).unwrap_err();
+        assert!(error.message.contains("tensor w does not read back as written"), "{error}");
+    }
+}
