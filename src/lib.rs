@@ -4,6 +4,7 @@
 
 pub mod bench;
 pub mod cli;
+pub mod comm;
 pub mod config;
 pub mod data;
 pub mod device;

@@ -1,5 +1,9 @@
 //! `--device`: which backend runs the model.
 
+use crate::device::driver::{self, Driver};
+use crate::device::emulator::Emulator;
+use crate::device::images::images;
+use crate::device::libraries::CUBLASLT;
 use crate::error::{Error, Result};
 use crate::ops::Ops;
 use crate::ops::cpu::Cpu;
@@ -23,18 +27,39 @@ impl DeviceChoice {
     pub fn ops(self) -> Result<Box<dyn Ops>> {
         match self {
             DeviceChoice::Cpu => Ok(Box::new(Cpu)),
-            DeviceChoice::Auto => match visible_gpus()? {
+            DeviceChoice::Auto => match driver::visible_devices()? {
                 0 => Ok(Box::new(Cpu)),
                 n => Err(unfinished(&format!("--device auto: {n} GPU(s) are visible, but"))),
             },
-            DeviceChoice::Cuda => Err(unfinished("--device cuda:")),
+            DeviceChoice::Cuda => {
+                open_gpu()?;
+                CUBLASLT.find()?;
+                Err(unfinished("--device cuda:"))
+            }
             DeviceChoice::Emulator => Err(unfinished("--device emulator:")),
         }
     }
 }
 
-fn visible_gpus() -> Result<usize> {
-    Ok(0)
+/// What runs single kernels
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum KernelDevice {
+    /// The first visible GPU
+    Auto,
+    /// The first visible GPU, or the reason why it cannot be used
+    Cuda,
+    /// The kernels' own source on the CPU, every access checked
+    Emulator,
+}
+
+/// The first visible GPU with the kernels of this binary, or what is missing.
+pub fn open_gpu() -> Result<Driver> {
+    Driver::open(0, images()?)
+}
+
+/// The kernels of this binary on the CPU, with every access checked.
+pub fn open_emulator() -> Result<Emulator> {
+    Emulator::checked(0)
 }
 
 fn unfinished(what: &str) -> Error {

@@ -1,12 +1,15 @@
 //! The command line: what the user typed, and which command it means. A file a command.
 
+mod bench;
 mod device;
+pub mod doctor;
 mod inspect_data;
 mod inspect_model;
 mod memory;
 mod model;
 mod progress;
 mod score;
+mod selftest;
 mod train;
 
 use crate::error::{Error, Kind, Result};
@@ -31,6 +34,9 @@ enum Command {
     /// Show what a run is made of, without training.
     #[command(subcommand)]
     Inspect(Inspect),
+    Bench(bench::BenchArgs),
+    Selftest(selftest::SelftestArgs),
+    Doctor(doctor::DoctorArgs),
 }
 
 #[derive(Subcommand)]
@@ -61,6 +67,9 @@ fn dispatch(command: Command) -> Result<()> {
         Command::Score(args) => score::run(args),
         Command::Inspect(Inspect::Data(args)) => inspect_data::run(args),
         Command::Inspect(Inspect::Model(args)) => inspect_model::run(args),
+        Command::Bench(args) => bench::run(args),
+        Command::Selftest(args) => selftest::run(args),
+        Command::Doctor(args) => doctor::run(args),
     }
 }
 

@@ -1,8 +1,10 @@
 //! What stands behind `ops::cuda`: something that holds memory and launches kernels by name. Two launchers exist, the CUDA
 //! driver and the emulator, which runs the same kernel sources on the CPU.
 
+pub mod driver;
 pub mod emulator;
 pub mod images;
+pub mod libraries;
 
 use crate::error::Result;
 use crate::tensor::{Allocator, View, ViewMut};

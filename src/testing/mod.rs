@@ -4,6 +4,7 @@
 pub mod buffer;
 pub mod compare;
 pub mod conformance;
+pub mod gemm;
 pub mod planted;
 pub mod random;
 pub mod rms_norm;

@@ -1,10 +1,13 @@
 mod architecture;
+mod bench;
 mod cli;
 mod command;
 mod config;
 mod data;
+mod doctor;
 mod emulator;
 mod golden;
+mod gpu;
 mod inspect_model;
 mod io;
 mod ops;

@@ -1,0 +1,3 @@
+//! How the processes of a job find each other.
+
+pub mod launch;

@@ -1,0 +1,153 @@
+//! `bench`, `selftest` and the queue for the first GPU, on a machine that may have none.
+
+use assert_cmd::Command;
+use limo_engine::device::driver::visible_devices;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Output;
+
+fn limo(arguments: &[&str]) -> Output {
+    Command::cargo_bin("limo-engine").unwrap().args(arguments).output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+fn no_gpu() -> bool {
+    let absent = visible_devices().is_ok_and(|devices| devices == 0);
+    if !absent {
+        eprintln!("skipped: 1 test of a machine without a GPU");
+    }
+    absent
+}
+
+#[test]
+fn without_a_gpu_bench_is_a_sentence() {
+    if !no_gpu() {
+        return;
+    }
+    for arguments in [&["bench"][..], &["bench", "rmsnorm", "--device", "cuda"]] {
+        let output = limo(arguments);
+        let error = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{error}");
+        assert!(error.contains("help:") && !error.contains("panicked"), "{error}");
+    }
+}
+
+#[test]
+fn unknown_names_list_the_known_ones() {
+    for (arguments, known) in
+        [(["bench", "attention"], "ceilings, rmsnorm"), (["selftest", "attention"], "conformance, rms_norm")]
+    {
+        let output = limo(&arguments);
+        let error = text(&output.stderr);
+        assert!(output.status.code() == Some(2) && error.contains("attention") && error.contains(known), "{error}");
+    }
+}
+
+#[test]
+fn on_the_emulator_bench_checks_and_times_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let json = folder.path().join("bench.json");
+    let output = limo(&["bench", "rmsnorm", "--device", "emulator", "--json", json.to_str().unwrap()]);
+    if text(&output.stderr).contains("built without the emulator") {
+        return eprintln!("skipped: 1 test, no C++ compiler for the emulator");
+    }
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let report: serde_json::Value = serde_json::from_slice(&std::fs::read(json).unwrap()).unwrap();
+    let results = report["results"].as_array().unwrap();
+    assert_eq!(results.len(), 30, "ten versions at three widths");
+    assert!(results.iter().all(|result| result.get("milliseconds").is_none()), "{report}");
+    assert!(text(&output.stdout).contains("says nothing about a GPU"));
+}
+
+#[test]
+fn selftest_counts_what_no_gpu_could_run_and_can_insist_on_one() {
+    if !no_gpu() {
+        return;
+    }
+    let run = |require: &str| {
+        let mut command = Command::cargo_bin("limo-engine").unwrap();
+        command.args(["selftest", "conformance"]).env("LIMO_REQUIRE_GPU", require).output().unwrap()
+    };
+    let output = run("0");
+    if text(&output.stderr).contains("built without the emulator") {
+        return eprintln!("skipped: 1 test, no C++ compiler for the emulator");
+    }
+    let report = text(&output.stdout);
+    assert!(output.status.success() && report.contains(": no GPU is visible") && report.contains(" 0 failed"), "{report}");
+    let insisted = run("1");
+    assert!(insisted.status.code() == Some(1) && text(&insisted.stderr).contains("LIMO_REQUIRE_GPU"), "{insisted:?}");
+}
+
+/// tools/gpu/queue.sh with a state folder of its own.
+fn queue(state: &Path, binary: &Path, minutes: &str, arguments: &[&str]) -> Output {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tools/gpu/queue.sh");
+    let mut command = std::process::Command::new("bash");
+    command.arg(script).args(arguments);
+    command.env("STATE", state).env("LIMO", binary).env("MINUTES", minutes).env("OUT", state).output().unwrap()
+}
+
+/// A stand-in for the binary that notes what it was asked to do.
+fn stand_in(folder: &Path, exit: i32) -> PathBuf {
+    let path = folder.join(format!("limo-{exit}"));
+    let body = format!("#!/bin/sh\necho \"$@\" >>{}\nexit {exit}\n", folder.join("calls").display());
+    std::fs::write(&path, body).unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    path
+}
+
+#[test]
+fn the_queue_and_its_page_list_the_same_steps() {
+    let listed = text(&queue(Path::new("unused"), Path::new("unused"), "9", &["--list"]).stdout);
+    let steps: Vec<&str> = listed.lines().filter_map(|line| line.split_once(' ')).map(|(name, _)| name).collect();
+    let page = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/gpu-queue.md")).unwrap();
+    let lines = page.lines().filter_map(|line| line.strip_prefix("| `tools/gpu/queue.sh ")?.split('`').next());
+    assert_eq!(lines.collect::<Vec<_>>(), steps);
+    assert!(steps.len() > 5, "{listed}");
+    let seconds = listed.lines().filter_map(|line| line.split_once(' ')?.1.parse::<u32>().ok());
+    assert!(seconds.clone().count() == steps.len() && seconds.max() < Some(9 * 60), "every step ends within nine minutes");
+}
+
+#[test]
+fn the_queue_continues_where_it_stopped() {
+    let folder = tempfile::tempdir().unwrap();
+    let (state, limo) = (folder.path().join("state"), stand_in(folder.path(), 0));
+    let calls = || std::fs::read_to_string(folder.path().join("calls")).unwrap_or_default();
+
+    let output = queue(&state, &limo, "0", &[]);
+    assert_eq!(output.status.code(), Some(75), "no time: everything is left");
+    assert!(text(&output.stdout).contains("left for the next run: start ceilings conformance"), "{output:?}");
+    assert_eq!(calls(), "");
+
+    let output = queue(&state, &limo, "9", &["ceilings", "rmsnorm"]);
+    assert!(output.status.success(), "{output:?}");
+    let (state_name, calls_made) = (state.display(), calls());
+    let expected = format!(
+        "bench ceilings --device cuda --json {state_name}/results/ceilings.json\n\
+         bench rmsnorm --device cuda --json {state_name}/results/rmsnorm.json\n"
+    );
+    assert_eq!(calls_made, expected);
+
+    // Two steps are done; the third would need two minutes of the three, and the rest does not fit.
+    let output = queue(&state, &limo, "0", &[]);
+    let table = text(&output.stdout);
+    assert!(table.contains("ceilings     passed") && table.contains("conformance  not run"), "{table}");
+    assert!(table.contains("left for the next run: start conformance selftest"), "{table}");
+    assert!(state.join("log.txt").exists(), "results are copied to OUT");
+
+    let output = queue(&state, &stand_in(folder.path(), 3), "9", &["ceilings"]);
+    assert_eq!(output.status.code(), Some(1), "a step that fails is a failure");
+    assert!(text(&output.stdout).contains("ceilings     FAILED"));
+}
+
+#[test]
+fn the_queue_refuses_steps_it_does_not_have_and_a_missing_binary() {
+    let folder = tempfile::tempdir().unwrap();
+    let missing = folder.path().join("missing");
+    for (arguments, words) in [(["attention"], "there is no step 'attention'"), (["start"], "--pack makes it")] {
+        let output = queue(folder.path(), &missing, "9", &arguments);
+        assert!(output.status.code() == Some(2) && text(&output.stderr).contains(words), "{output:?}");
+    }
+}
