@@ -153,7 +153,7 @@ fn too_little_memory_exits_with_4_before_any_work() {
     let config = config(folder.path(), "");
     let mut model: serde_json::Value =
         serde_json::from_str(&std::fs::read_to_string("configs/tiny/config.json").unwrap()).unwrap();
-    for (key, value) in [("hidden_size", 65_536), ("intermediate_size", 262_144), ("num_hidden_layers", 400)] {
+    for (key, value) in [("hidden_size", 65_472), ("intermediate_size", 262_144), ("num_hidden_layers", 400)] {
         model[key] = value.into();
     }
     let path = folder.path().join("huge.json");
