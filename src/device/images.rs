@@ -16,6 +16,7 @@ pub struct Image {
 
 /// The driver reads headers of a fatbin in place, so it must not start at an odd address.
 #[repr(C, align(16))]
+#[allow(dead_code)] // unused in a build without nvcc
 struct Aligned<T>(T);
 
 include!(concat!(env!("OUT_DIR"), "/images.rs"));
