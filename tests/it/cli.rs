@@ -47,9 +47,10 @@ fn config(folder: &Path, more: &str) -> String {
     path.to_str().unwrap().to_string()
 }
 
-/// Runs `train` on the CPU and returns exit code and standard error.
+/// Runs `train`, on the CPU if nothing else is said, and returns exit code and standard error.
 fn train(config: &str, more: &[&str]) -> (i32, String) {
-    let (code, _, error) = limo_engine(&[&["train", config, "--device", "cpu"], more].concat());
+    let device: &[&str] = if more.contains(&"--device") { &[] } else { &["--device", "cpu"] };
+    let (code, _, error) = limo_engine(&[&["train", config], device, more].concat());
     (code, error)
 }
 
