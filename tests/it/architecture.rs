@@ -133,3 +133,12 @@ fn files_stay_readable() {
     let long: Vec<_> = sources.iter().map(|p| (p, lines(p))).filter(|(_, n)| *n > HARD).collect();
     assert!(long.is_empty(), "files of more than {HARD} lines: {long:?}");
 }
+
+#[test]
+fn every_file_of_tests_is_compiled() {
+    let declared = std::fs::read_to_string(root().join("tests/it/main.rs")).unwrap();
+    for path in files("tests/it", &["rs"]) {
+        let name = path.file_stem().unwrap().to_string_lossy().into_owned();
+        assert!(name == "main" || declared.contains(&format!("mod {name};\n")), "tests/it/main.rs does not declare {name}");
+    }
+}

@@ -174,6 +174,15 @@ fn a_template_that_does_not_keep_the_answer_is_refused() {
 }
 
 #[test]
+fn white_space_around_blocks_is_dropped_as_transformers_does() {
+    let template = "{% for m in messages %}\n    {% if m.content %}\n<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n    {% endif %}\n\
+                    {% endfor %}\n{% if add_generation_prompt %}\n<|im_start|>assistant\n{% endif %}";
+    let chat = chat_with(template).unwrap();
+    let prompt = chat.encode_prompt(&conversation(&[(Role::User, "q")])).unwrap();
+    assert_eq!(chat.decode_raw(&prompt), "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n");
+}
+
+#[test]
 fn generation_blocks_are_rendered_as_if_they_were_not_there() {
     let source = std::fs::read_to_string(fixture().join("chat_template.jinja")).unwrap();
     let marked = source.replace("{{- '<|im_start|>' ~ turn.role", "{%- generation -%}{{- '<|im_start|>' ~ turn.role").replacen(

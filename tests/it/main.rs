@@ -11,5 +11,6 @@ mod gpu;
 mod inspect_model;
 mod io;
 mod ops;
+mod packing;
 mod tiny_task;
 mod training;
