@@ -5,7 +5,7 @@ use super::say;
 use crate::bench::report::{Report, table};
 use crate::bench::{Bench, commit, select};
 use crate::device::Launcher;
-use crate::device::driver::visible_devices;
+use crate::device::gpu::visible_devices;
 use crate::error::{Error, Result, io_error};
 use crate::io::write_atomic;
 use std::path::{Path, PathBuf};

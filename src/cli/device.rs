@@ -1,7 +1,8 @@
 //! `--device`: which backend runs the model.
 
-use crate::device::driver::{self, Driver};
+use crate::device::driver::Driver;
 use crate::device::emulator::Emulator;
+use crate::device::gpu::visible_devices;
 use crate::device::images::images;
 use crate::device::libraries::CUBLASLT;
 use crate::error::{Error, Result};
@@ -27,7 +28,7 @@ impl DeviceChoice {
     pub fn ops(self) -> Result<Box<dyn Ops>> {
         match self {
             DeviceChoice::Cpu => Ok(Box::new(Cpu)),
-            DeviceChoice::Auto => match driver::visible_devices()? {
+            DeviceChoice::Auto => match visible_devices()? {
                 0 => Ok(Box::new(Cpu)),
                 n => Err(unfinished(&format!("--device auto: {n} GPU(s) are visible, but"))),
             },

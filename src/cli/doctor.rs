@@ -3,7 +3,7 @@
 use super::device::open_emulator;
 use super::say;
 use crate::comm::launch::{self, LaunchEnvironment};
-use crate::device::driver::{self, DeviceInfo};
+use crate::device::gpu::{self, DeviceInfo};
 use crate::device::images::images;
 use crate::device::libraries::{CUBLASLT, DRIVER, Found, NCCL};
 use crate::error::{Error, Result};
@@ -48,8 +48,8 @@ impl Facts {
         Facts {
             version: env!("CARGO_PKG_VERSION"),
             commit: crate::bench::commit(),
-            devices: driver::devices(),
-            kernel_module: driver::kernel_module_version(),
+            devices: gpu::devices(),
+            kernel_module: gpu::kernel_module_version(),
             libraries: vec![(DRIVER_LINE, DRIVER.find()), ("cuBLASLt", CUBLASLT.find()), ("NCCL", NCCL.find())],
             kernels: kernels(),
             emulator: open_emulator().map(|_| "in this binary".to_string()),

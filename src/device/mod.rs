@@ -3,6 +3,7 @@
 
 pub mod driver;
 pub mod emulator;
+pub mod gpu;
 pub mod images;
 pub mod libraries;
 

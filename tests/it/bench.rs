@@ -1,7 +1,7 @@
 //! `bench`, `selftest` and the queue for the first GPU, on a machine that may have none.
 
 use assert_cmd::Command;
-use limo_engine::device::driver::visible_devices;
+use limo_engine::device::gpu::visible_devices;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Output;

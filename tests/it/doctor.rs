@@ -3,7 +3,7 @@
 use assert_cmd::Command;
 use limo_engine::cli::doctor::{Cpu, Facts, render};
 use limo_engine::comm::launch::{LaunchEnvironment, Starter};
-use limo_engine::device::driver::DeviceInfo;
+use limo_engine::device::gpu::DeviceInfo;
 use limo_engine::device::libraries::{Found, Version};
 use limo_engine::error::{Error, Kind};
 

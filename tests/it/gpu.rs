@@ -3,7 +3,8 @@
 
 use limo_engine::bench::ceilings;
 use limo_engine::bench::selftest::{self, Target};
-use limo_engine::device::driver::{self, Driver};
+use limo_engine::device::driver::Driver;
+use limo_engine::device::gpu::{devices, visible_devices};
 use limo_engine::device::images::Image;
 use limo_engine::device::libraries::{CUBLASLT, NCCL};
 use limo_engine::device::{Launch, Launcher};
@@ -18,8 +19,8 @@ use std::sync::OnceLock;
 
 const CHILD: &str = "LIMO_TEST_CHILD";
 
-/// Compiles the fakes once: drivers/ (a whole one), broken/ (a driver without a function), environment/ (a Python
-/// environment as pip lays it out). None without a C compiler.
+/// Compiles the fakes once: drivers/ (a whole one), broken/ (a driver without a function), other/ (cuBLASLt under the name
+/// that the loader tries first), environment/ (a Python environment as pip lays it out). None without a C compiler.
 fn fakes() -> Option<&'static Path> {
     static BUILT: OnceLock<Option<PathBuf>> = OnceLock::new();
     let build = || {
@@ -29,9 +30,12 @@ fn fakes() -> Option<&'static Path> {
             ("cuda.c", "drivers/libcuda.so.1", ""),
             ("cuda.c", "broken/libcuda.so.1", "-DcuFuncGetParamInfo=cuFuncGetNothing"),
             ("cublasLt.c", &format!("{packages}/cu13/lib/libcublasLt.so.13"), ""),
+            ("cublasLt.c", "other/libcublasLt.so", ""),
             ("nccl.c", &format!("{packages}/nccl/lib/libnccl.so.2"), ""),
         ];
-        for (source, library, define) in libraries {
+        // A child must not replace files that its siblings run.
+        let built = std::env::var_os(CHILD).is_some();
+        for (source, library, define) in libraries.into_iter().filter(|_| !built) {
             let library = root.join(library);
             std::fs::create_dir_all(library.parent()?).ok()?;
             let name = library.file_name()?.to_string_lossy();
@@ -107,7 +111,7 @@ fn driver_allocates_launches_copies_and_times() {
         let driver = open();
         assert_eq!(driver.info().name, "Fake GPU 0");
         assert_eq!((driver.info().capability, driver.info().multiprocessors), ((9, 0), 132));
-        assert_eq!(driver::visible_devices().unwrap(), 1);
+        assert_eq!(visible_devices().unwrap(), 1);
 
         let x = device_tensor(&driver, &Tensor::from_f32(&[1.0, -2.0, 3.5, 0.25, 9.0], &[5]));
         let mut arena = Arena::reserve(driver.allocator(), 2048).unwrap();
@@ -170,7 +174,7 @@ fn an_old_driver_is_a_sentence() {
 #[test]
 fn a_driver_without_a_function_is_a_sentence() {
     with_fakes("a_driver_without_a_function_is_a_sentence", "broken", &[], || {
-        expect_error(driver::devices(), Kind::Usage, &["no function cuFuncGetParamInfo", "broken/libcuda.so.1"]);
+        expect_error(devices(), Kind::Usage, &["no function cuFuncGetParamInfo", "broken/libcuda.so.1"]);
     });
 }
 
@@ -178,7 +182,7 @@ fn a_driver_without_a_function_is_a_sentence() {
 fn a_driver_without_a_gpu_is_a_sentence() {
     with_fakes("a_driver_without_a_gpu_is_a_sentence", "drivers", &[("FAKE_CUDA_INIT", "100")], || {
         expect_error(Driver::open(0, &[]), Kind::Usage, &["CUDA_ERROR_NO_DEVICE", "CUDA_VISIBLE_DEVICES"]);
-        assert_eq!(driver::visible_devices().unwrap(), 0);
+        assert_eq!(visible_devices().unwrap(), 0);
     });
 }
 
@@ -191,6 +195,18 @@ fn libraries_are_found_where_pip_puts_them() {
         let nccl = NCCL.find().unwrap();
         assert!(nccl.path.ends_with("site-packages/nvidia/nccl/lib/libnccl.so.2"), "{:?}", nccl.path);
         assert_eq!(nccl.version.to_string(), "2.28");
+    });
+}
+
+#[test]
+fn a_library_that_the_loader_would_not_take_is_refused() {
+    let Some(root) = fakes() else { return };
+    let chosen = root.join("environment/lib/python3.12/site-packages/nvidia/cu13/lib");
+    let [chosen, other] = [chosen, root.join("other")].map(|path| path.display().to_string());
+    let variables = [("LIMO_CUDA_LIBS", chosen.as_str()), ("LD_LIBRARY_PATH", other.as_str())];
+    with_fakes("a_library_that_the_loader_would_not_take_is_refused", "drivers", &variables, || {
+        let words = ["the loader takes", "other/libcublasLt.so", "LD_LIBRARY_PATH"];
+        expect_error(CUBLASLT.find(), Kind::Usage, &words);
     });
 }
 
@@ -240,7 +256,7 @@ fn a_copy_is_timed_by_the_device_and_counted_both_ways() {
 
 #[test]
 fn case_tables_pass_on_a_gpu() {
-    if driver::visible_devices().unwrap() > 0 {
+    if visible_devices().unwrap() > 0 {
         let mut selftest = assert_cmd::Command::cargo_bin("limo-engine").unwrap();
         selftest.args(["selftest", "--device", "cuda"]).assert().success();
         return;
