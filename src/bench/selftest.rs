@@ -94,6 +94,7 @@ impl Report {
         for Outcome { table, case, verdict } in &self.outcomes {
             match verdict {
                 Verdict::Passed => {}
+                Verdict::Failed(reason) if reason.starts_with(table) => text.push_str(&format!("FAILED {reason}\n")),
                 Verdict::Failed(reason) => text.push_str(&format!("FAILED {table}, {case}: {reason}\n")),
                 Verdict::Skipped(reason) => match skips.iter_mut().find(|(known, _)| known == reason) {
                     Some((_, count)) => *count += 1,
