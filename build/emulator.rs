@@ -40,7 +40,7 @@ pub fn build(sources: &[Source], out: &Path) {
 }
 
 fn has_compiler() -> bool {
-    let compiler = cc::Build::new().cpp(true).cargo_metadata(false).try_get_compiler();
+    let compiler = cc::Build::new().cpp(true).cargo_metadata(false).cargo_warnings(false).try_get_compiler();
     compiler.is_ok_and(|c| c.to_command().arg("--version").output().is_ok_and(|output| output.status.success()))
 }
 

@@ -287,8 +287,8 @@ impl<'a> Grid<'a> {
         if self.seed == 0 {
             return thread as u64;
         }
-        let draw = |of: usize| hash(self.seed << 32 ^ of as u64) >> 40;
-        draw(block << 6 | thread / WARP) << 24 | draw(block << 11 | 1 << 10 | thread)
+        let draw = |of: usize| hash((self.seed << 32) ^ of as u64) >> 40;
+        (draw((block << 6) | (thread / WARP)) << 24) | draw((block << 11) | (1 << 10) | thread)
     }
 
     pub fn running_block(&self) -> &Block {
