@@ -172,9 +172,8 @@ fn run_backward(launcher: &dyn Launcher, version: &Version, case: &Case, behind:
     let (mut naive_dsum, mut naive_dweight) = (Vec::new(), dweight_before.clone());
     let mut oracle_dsum = Vec::new();
     let mut oracle_dweight: Vec<f64> = dweight_before.iter().map(|&v| v.into()).collect();
-    for row in 0..t {
+    for (row, &r) in rstd.iter().enumerate() {
         let at = |i: usize| row * d + i;
-        let r = rstd[row];
         let mean = (0..d).map(|i| dy[at(i)] * weight[i] * (sum[at(i)] * r)).sum::<f32>() / d as f32;
         let wide = |v: f32| f64::from(v);
         let wide_mean = (0..d).map(|i| wide(dy[at(i)]) * wide(weight[i]) * wide(sum[at(i)]) * wide(r)).sum::<f64>() / d as f64;

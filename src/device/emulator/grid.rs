@@ -288,7 +288,7 @@ impl<'a> Grid<'a> {
             return thread as u64;
         }
         let draw = |of: usize| hash(self.seed << 32 ^ of as u64) >> 40;
-        draw(block << 6 | thread / WARP) << 24 | draw(block << 11 | 1 << 10 | thread)
+        (draw((block << 6) | (thread / WARP)) << 24) | draw((block << 11) | (1 << 10) | thread)
     }
 
     pub fn running_block(&self) -> &Block {
