@@ -242,7 +242,7 @@ fn data_type(dtype: DType) -> Option<sys::cudaDataType> {
 }
 
 fn failed(what: &str, error: CublasError) -> Error {
-    Error::internal(format!("{what} failed: {error}"))
+    Error::internal(format!("{what} failed: {:?}", error.0))
 }
 
 struct Product(sys::cublasLtMatmulDesc_t);
