@@ -68,6 +68,7 @@ fn an_unknown_key_is_shown_in_its_line_with_a_suggestion() {
 fn a_key_of_another_table_is_pointed_to() {
     assert!(refused(&format!("{MINIMAL}[train]\nlr = 1e-5\n"), &[]).contains("did you mean `optimizer.lr`?"));
     assert!(refused(&format!("{MINIMAL}[optimiser]\nlr = 1e-5\n"), &[]).contains("did you mean `optimizer`?"));
+    assert!(refused(&format!("{MINIMAL}[samples]\nmax_token = 9\n"), &[]).contains("did you mean `samples.max_tokens`?"));
     assert!(!refused(&format!("{MINIMAL}[train]\nzzzzzzz = 1\n"), &[]).contains("did you mean"));
 }
 
