@@ -1,7 +1,7 @@
 //! A problem with a worked solution that checks itself backwards.
 
 use super::random::Random;
-use super::stories;
+use super::stories::{self, LARGEST};
 
 pub struct Problem {
     pub question: String,
@@ -64,7 +64,7 @@ pub fn problem(random: &mut Random) -> Option<Problem> {
         1 | 2 => stories::expression(random),
         _ => stories::changes(random),
     };
-    if steps.iter().any(|step| step.result() < 0 || (step.op == '*' && !(2..10).contains(&step.a))) {
+    if steps.iter().any(|step| step.result() < 0 || (step.op == '*' && !(2..=LARGEST).contains(&step.a))) {
         return None;
     }
     let answer = steps.last()?.result();

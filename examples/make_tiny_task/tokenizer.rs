@@ -11,7 +11,7 @@ use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::{AddedToken, SplitDelimiterBehavior, TokenizerImpl};
 
 /// The byte alphabet and merges; the special tokens follow.
-const BASE_VOCABULARY: u32 = 460;
+const BASE_VOCABULARY: u32 = 448;
 pub const END_OF_TEXT: u32 = BASE_VOCABULARY;
 pub const END_OF_TURN: u32 = BASE_VOCABULARY + 2;
 const SPECIAL: [&str; 3] = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"];
@@ -37,6 +37,9 @@ pub fn tokenizer(train: &[Problem]) -> Result<Vec<u8>, Failure> {
         .build();
     let text = |p: &Problem| format!("system\n{DEFAULT_SYSTEM}user\n{}assistant\n{}", p.question, p.solution);
     tokenizer.train(&mut trainer, train.iter().map(text))?;
+    if tokenizer.get_vocab_size(false) != BASE_VOCABULARY as usize {
+        return Err("the texts are too uniform for so many merges: lower BASE_VOCABULARY".into());
+    }
     tokenizer.add_special_tokens(SPECIAL.map(|token| AddedToken::from(token, true)))?;
     Ok((tokenizer.to_string(true)? + "\n").into_bytes())
 }
