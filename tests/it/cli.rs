@@ -66,6 +66,7 @@ fn mistakes_in_usage_exit_with_2() {
         (&["--ranks", "0"], &["--ranks"]),
         (&["--resume", "somewhere"], &["--resume somewhere", "no checkpoints"]),
         (&["--device", "tpu"], &["tpu", "cuda", "emulator"]),
+        (&["--device", "cuda"], &["help: "]),
         (&["--device", "emulator"], &["--device emulator", "--device cpu"]),
         (&["-s", "output.dir=/dev/null"], &["/dev/null", "not a folder"]),
         (&["-s", "output.dir=/proc/run"], &["/proc/run", "output.dir"]),
