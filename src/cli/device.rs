@@ -13,13 +13,13 @@ use clap::ValueEnum;
 /// What runs the model
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum DeviceChoice {
-    /// The GPU where one is visible, else the CPU
+    /// The CPU, unless a GPU is visible, which this version would leave idle: then say so
     Auto,
-    /// The GPU
+    /// The GPU (not in this version)
     Cuda,
     /// The CPU, in f32
     Cpu,
-    /// The CUDA kernels on the CPU, for small shapes
+    /// The CUDA kernels on the CPU (not in this version)
     Emulator,
 }
 

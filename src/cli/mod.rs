@@ -5,6 +5,7 @@ mod device;
 pub mod doctor;
 mod inspect_data;
 mod inspect_model;
+mod launch;
 mod memory;
 mod model;
 mod progress;
@@ -14,6 +15,7 @@ mod train;
 
 use crate::error::{Error, Kind, Result};
 use clap::{Parser, Subcommand};
+use std::io::Write;
 use std::process::ExitCode;
 
 /// Fine-tune Qwen2-family models with all parameters on long reasoning chains.
@@ -55,7 +57,8 @@ pub fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error}");
+            // Standard error may be closed too.
+            let _ = writeln!(std::io::stderr(), "error: {error}");
             ExitCode::from(error.kind.exit_code())
         }
     }
@@ -75,7 +78,6 @@ fn dispatch(command: Command) -> Result<()> {
 
 /// Writes a line to standard output. A reader that went away (`| head`) is no reason to stop.
 pub(crate) fn print_line(line: std::fmt::Arguments) -> Result<()> {
-    use std::io::Write;
     match writeln!(std::io::stdout(), "{line}") {
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
             Err(Error::new(Kind::Internal, format!("standard output: {error}")))

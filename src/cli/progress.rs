@@ -69,7 +69,7 @@ impl Progress {
 
 /// "1:02:03" or "2:03".
 pub fn clock(seconds: f64) -> String {
-    let seconds = Duration::from_secs_f64(seconds.max(0.0)).as_secs();
+    let seconds = Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX).as_secs();
     let (hours, minutes, seconds) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
     if hours > 0 { format!("{hours}:{minutes:02}:{seconds:02}") } else { format!("{minutes}:{seconds:02}") }
 }

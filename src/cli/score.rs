@@ -1,11 +1,13 @@
 //! `limo-engine score`.
 
 use super::device::DeviceChoice;
+use super::launch::require_single_process;
+use super::memory::require_host_memory;
 use super::model::trained_system;
 use super::say;
 use crate::config::{FieldNames, ModelConfig};
 use crate::data::{Chat, Example, IGNORE, load_conversations, load_questions, pack};
-use crate::error::{Result, io_error};
+use crate::error::{Error, Result, io_error};
 use crate::io::{Checkpoint, write_atomic};
 use crate::sample::Scorer;
 use clap::ValueEnum;
@@ -67,6 +69,7 @@ pub fn run(args: ScoreArgs) -> Result<()> {
     const GROUP: usize = 256;
     const MICRO_TOKENS: usize = 4096;
 
+    require_single_process(None)?;
     let ops = args.device.ops()?;
     let config = ModelConfig::from_file(&args.model.join("config.json"))?;
     let chat = Chat::load(&args.model, None, config.vocab_size)?;
@@ -85,6 +88,8 @@ pub fn run(args: ScoreArgs) -> Result<()> {
     let rows: Vec<(Value, Example)> = read(&args.input, &FieldNames::default(), system.as_deref(), &chat)?;
     let longest = rows.iter().map(|(_, e)| e.tokens.len()).max().unwrap_or(1);
     let micro_tokens = longest.max(MICRO_TOKENS);
+    let needed = Scorer::plan(ops.dtype(), &config, micro_tokens, longest)?.total();
+    require_host_memory(needed, "leave out the longest rows, or use a smaller model")?;
     let checkpoint = Checkpoint::open(&args.model)?;
     let mut scorer = Scorer::load(ops.as_ref(), &config, &checkpoint, micro_tokens, longest)?;
 
@@ -103,6 +108,10 @@ pub fn run(args: ScoreArgs) -> Result<()> {
             }
             for ((id, example), scores) in group.iter().zip(scores) {
                 let sum: f64 = scores.iter().map(|&(_, value)| value as f64).sum();
+                if !sum.is_finite() {
+                    return Err(Error::non_finite(format!("row {id}: a log-probability is not finite; no output was written"))
+                        .help("`limo-engine inspect model --values` looks for NaN in the weights"));
+                }
                 total += sum;
                 count += scores.len();
                 let scored = Scored {

@@ -1,21 +1,21 @@
 //! `limo-engine train`.
 
 use super::device::DeviceChoice;
-use super::memory::available_host_memory;
+use super::launch::require_single_process;
+use super::memory::require_host_memory;
 use super::progress::{Progress, clock};
 use super::say;
 use crate::config::{Config, ModelConfig, OutputDtype, Recompute, read_json};
-use crate::data::{Chat, Dataset, Message, Prompt, load, read_prompts};
+use crate::data::{Chat, Dataset, Message, Prompt, load, read_prompts, require_fit};
 use crate::error::{Error, Result};
 use crate::grading::boxed_answer;
-use crate::io::{Checkpoint, DEFAULT_SHARD_BYTES, Export, TensorSpec, export, write_atomic};
+use crate::io::{Checkpoint, DEFAULT_SHARD_BYTES, Export, TensorSpec, export};
 use crate::model::{Keep, Layout};
 use crate::ops::Ops;
 use crate::sample::{Greedy, Limits};
 use crate::tensor::{DType, Ledger, format_bytes};
 use crate::train::{Engine, EvalRecord, Job, Observer, Outcome, Resume, RunFolder, Sizes, Start, StepRecord, Steps, train};
 use serde_json::Value;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
 /// Train a model as a configuration file says
@@ -53,13 +53,13 @@ pub fn run(args: TrainArgs) -> Result<()> {
                 .help("use --resume auto or --resume never"));
         }
     };
-    if let Some(ranks) = args.ranks.filter(|&ranks| ranks != 1) {
-        return Err(
-            Error::usage(format!("--ranks {ranks}: this version trains on one rank")).help("pass --ranks 1, or leave it out")
-        );
-    }
+    require_single_process(args.ranks)?;
     let config = Config::load(&args.config, &args.set)?;
     let ops = args.device.ops()?;
+    let (folder, start) = RunFolder::open(&config, resume, args.overwrite)?;
+    if start == Start::Finished && !args.dry_run {
+        return say!("{} holds a finished run; --overwrite starts over", folder.path.display());
+    }
     let architecture = ModelConfig::from_file(&config.model.config_file()?)?;
     let tokenizer = config.model.tokenizer_folder()?;
     let chat = Chat::load(&tokenizer, config.model.chat_template.as_deref(), architecture.vocab_size)?;
@@ -69,29 +69,22 @@ pub fn run(args: TrainArgs) -> Result<()> {
     if let Some(eval) = &eval {
         say!("{}", describe("eval", eval))?;
     }
-    let samples = Samples::load(&config, &chat)?;
-
     let datasets: Vec<&Dataset> = std::iter::once(&data).chain(&eval).collect();
-    let (sizes, ledger) = sizes(&config, &architecture, ops.as_ref(), &datasets, samples.as_ref())?;
+    require_fit(datasets.iter().flat_map(|d| &d.examples), config.train.micro_tokens)?;
+    let samples = Samples::load(&config, &chat)?;
+    let plan = plan(&config, &architecture, ops.as_ref(), &datasets, samples.as_ref())?;
     let steps = Steps::new(data.examples.len(), &config.train, &config.optimizer);
-    describe_run(&architecture, ops.as_ref(), &ledger, &data, steps, sizes)?;
+    describe_run(&architecture, ops.as_ref(), &plan, &data, steps)?;
     if args.dry_run {
         return say!("dry run: nothing was written");
     }
 
-    let (folder, start) = RunFolder::open(&config.output.dir, resume, args.overwrite)?;
-    if start == Start::Finished {
-        return say!("{} holds a finished run; --overwrite starts over", folder.path.display());
-    }
-    write_atomic(&folder.config(), |out| {
-        out.write_all(config.to_toml().as_bytes()).map_err(|e| crate::error::io_error(folder.config(), e))
-    })?;
-
-    let mut engine = Engine::new(ops, &architecture, sizes)?;
+    let mut engine = Engine::new(ops, &architecture, plan.sizes)?;
     load_weights(&mut engine, &config, &architecture)?;
     let sampler = samples.map(|samples| Sampler::new(samples, &engine, &chat)).transpose()?;
+    folder.begin(&config)?;
     let mut reporter = Reporter { progress: Progress::new(steps), sampler };
-    let job = Job { config: &config, train: &data, eval: eval.as_ref() };
+    let job = Job { config: &config, train: &data, eval: eval.as_ref(), memory: plan.ledger.total() };
     let outcome = train(&mut engine, &job, &folder.metrics(), &mut reporter)?;
     reporter.progress.finish();
 
@@ -118,14 +111,21 @@ fn describe(what: &str, data: &Dataset) -> String {
     text
 }
 
-/// What to reserve: buffers no longer than the data needs, and the fastest recompute policy that fits.
-fn sizes(
+/// What a run reserves.
+struct Plan {
+    sizes: Sizes,
+    /// Of engine and sampler.
+    ledger: Ledger,
+}
+
+/// Buffers no longer than the data needs, and the fastest recompute policy that fits.
+fn plan(
     config: &Config,
     architecture: &ModelConfig,
     ops: &dyn Ops,
     data: &[&Dataset],
     samples: Option<&Samples>,
-) -> Result<(Sizes, Ledger)> {
+) -> Result<Plan> {
     let lengths = || data.iter().flat_map(|d| &d.examples).map(|e| e.tokens.len());
     let longest = lengths().max().unwrap_or(1);
     let positions = longest.max(samples.map_or(0, Samples::capacity));
@@ -136,32 +136,34 @@ fn sizes(
         Recompute::Block => &[Keep::Stream],
         Recompute::Auto => &[Keep::All, Keep::Attention, Keep::Stream],
     };
-    let available = available_host_memory().unwrap_or(usize::MAX);
-    let mut needed = 0;
+    let mut fits = Ok(());
     for &keep in policies {
-        let sizes = Sizes { micro_tokens: micro_tokens.max(longest), positions, keep };
-        let ledger = Engine::plan(ops.dtype(), architecture, sizes)?;
-        needed = ledger.total();
-        if needed <= available {
-            return Ok((sizes, ledger));
+        let sizes = Sizes { micro_tokens, positions, keep };
+        let mut ledger = Engine::plan(ops.dtype(), architecture, sizes)?;
+        if let Some(samples) = samples {
+            ledger.entries.extend(samples.plan(ops, architecture)?.entries);
+        }
+        fits = require_host_memory(
+            ledger.total(),
+            "lower train.micro_tokens or data.max_tokens, set memory.recompute = \"block\", or use a smaller model",
+        );
+        if fits.is_ok() {
+            return Ok(Plan { sizes, ledger });
         }
     }
-    Err(Error::does_not_fit(format!("the run needs {}, {} are available", format_bytes(needed), format_bytes(available)))
-        .help("lower train.micro_tokens or data.max_tokens, set memory.recompute = \"block\", or use a smaller model"))
+    fits.and(Err(Error::internal("there is no recompute policy")))
 }
 
-fn describe_run(
-    architecture: &ModelConfig,
-    ops: &dyn Ops,
-    ledger: &Ledger,
-    data: &Dataset,
-    steps: Steps,
-    sizes: Sizes,
-) -> Result<()> {
+fn describe_run(architecture: &ModelConfig, ops: &dyn Ops, plan: &Plan, data: &Dataset, steps: Steps) -> Result<()> {
     let layout = Layout::new(architecture);
     say!("model: {} parameters, {} layers, on {}", layout.parameter_count(), architecture.num_hidden_layers, ops.device())?;
-    say!("memory: {} ({:?} kept for the backward pass)", format_bytes(ledger.total()), sizes.keep)?;
-    for (group, bytes) in ledger.by_group() {
+    let kept = match plan.sizes.keep {
+        Keep::All => "nothing is computed again",
+        Keep::Attention => "the feed-forward blocks are computed again",
+        Keep::Stream | Keep::Nothing => "each layer is computed again",
+    };
+    say!("memory: {} ({kept} in the backward pass)", format_bytes(plan.ledger.total()))?;
+    for (group, bytes) in plan.ledger.by_group() {
         say!("  {group:<12} {:>10}", format_bytes(bytes))?;
     }
     let tokens: usize = data.examples.iter().map(|e| e.tokens.len()).sum();
@@ -211,6 +213,19 @@ impl Samples {
     fn capacity(&self) -> usize {
         self.tokens.iter().map(Vec::len).max().unwrap_or(1) + self.max_tokens
     }
+
+    /// Sequences decoded at a time.
+    fn slots(&self) -> usize {
+        const MOST: usize = 64;
+        self.tokens.len().clamp(1, MOST)
+    }
+
+    /// What decoding them reserves.
+    fn plan(&self, ops: &dyn Ops, architecture: &ModelConfig) -> Result<Ledger> {
+        let mut ledger = Greedy::plan(ops.dtype(), architecture, self.slots(), self.capacity())?;
+        ledger.entries.iter_mut().for_each(|entry| entry.name.insert_str(0, "samples."));
+        Ok(ledger)
+    }
 }
 
 struct Sampler<'a> {
@@ -220,14 +235,12 @@ struct Sampler<'a> {
 }
 
 impl<'a> Sampler<'a> {
-    /// Sequences decoded at a time.
-    const SLOTS: usize = 64;
     /// Answers printed in full.
     const SHOWN: usize = 3;
 
     fn new(samples: Samples, engine: &Engine, chat: &'a Chat) -> Result<Self> {
-        let slots = samples.tokens.len().clamp(1, Self::SLOTS);
-        let greedy = Greedy::new(engine.ops.as_ref(), &engine.state.model.config, slots, samples.capacity())?;
+        let config = &engine.state.model.config;
+        let greedy = Greedy::new(engine.ops.as_ref(), config, samples.slots(), samples.capacity())?;
         Ok(Sampler { samples, chat, greedy })
     }
 

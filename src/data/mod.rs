@@ -14,5 +14,5 @@ mod tokenizer;
 pub use chat::{Chat, Encoded};
 pub use dataset::{Dataset, Example, Rejected, Truncated, load, load_conversations, load_questions, quantile};
 pub use order::order;
-pub use pack::{IGNORE, MicroBatch, pack};
+pub use pack::{IGNORE, MicroBatch, pack, require_fit};
 pub use rows::{Message, Prompt, Role, read_prompts};

@@ -31,14 +31,7 @@ pub struct MicroBatch {
 /// Errors: a data error that names the row which no micro-batch can hold.
 pub fn pack(examples: &[&Example], micro_tokens: usize, packing: bool) -> Result<Vec<MicroBatch>> {
     let length = |row: usize| examples[row].tokens.len();
-    if let Some(long) = examples.iter().find(|example| example.tokens.len() > micro_tokens) {
-        return Err(Error::data(format!(
-            "row {} has {} tokens, which data.max_tokens lets pass but train.micro_tokens = {micro_tokens} does not",
-            long.id,
-            long.tokens.len()
-        ))
-        .help("raise train.micro_tokens, or lower data.max_tokens and choose data.overlong = \"drop\" or \"truncate\""));
-    }
+    require_fit(examples.iter().copied(), micro_tokens)?;
     let mut bins: Vec<Vec<usize>> = Vec::new();
     if packing {
         let mut by_length: Vec<usize> = (0..examples.len()).collect();
@@ -59,6 +52,19 @@ pub fn pack(examples: &[&Example], micro_tokens: usize, packing: bool) -> Result
         bins.extend((0..examples.len()).map(|row| vec![row]));
     }
     Ok(bins.into_iter().map(|rows| lay_out(examples, rows)).collect())
+}
+
+/// Refuses a row that no micro-batch can hold: a data error that names it and both keys.
+pub fn require_fit<'a>(examples: impl IntoIterator<Item = &'a Example>, micro_tokens: usize) -> Result<()> {
+    match examples.into_iter().find(|example| example.tokens.len() > micro_tokens) {
+        None => Ok(()),
+        Some(long) => Err(Error::data(format!(
+            "row {} has {} tokens, which data.max_tokens lets pass but train.micro_tokens = {micro_tokens} does not",
+            long.id,
+            long.tokens.len()
+        ))
+        .help("raise train.micro_tokens, or lower data.max_tokens and choose data.overlong = \"drop\" or \"truncate\"")),
+    }
 }
 
 fn lay_out(examples: &[&Example], rows: Vec<usize>) -> MicroBatch {

@@ -5,7 +5,7 @@ use crate::config::ModelConfig;
 use crate::error::{Error, Result};
 use crate::model::{Activations, AttentionMode, Keep, KvCache, Packed, Qwen2, WeightSource};
 use crate::ops::Ops;
-use crate::tensor::Arena;
+use crate::tensor::{Arena, DType, Ledger};
 use std::collections::{BTreeSet, VecDeque};
 
 /// Cache and activations for a fixed number of sequences, each of a limited length.
@@ -48,13 +48,22 @@ struct Running {
 }
 
 impl Greedy {
+    /// Reserves cache and activations for `slots` sequences of at most `capacity` tokens, prompt included.
     pub fn new(ops: &dyn Ops, config: &ModelConfig, slots: usize, capacity: usize) -> Result<Self> {
-        let most = slots.max(capacity);
-        let ((activations, cache), _) = Arena::build(ops.allocator(), |arena| {
-            let activations = Activations::new(arena, config, ops.dtype(), most, Keep::Nothing)?;
-            Ok((activations, KvCache::new(arena, config, ops.dtype(), slots, capacity)?))
-        })?;
-        Ok(Greedy { activations, cache, slots, capacity })
+        let (greedy, _) = Arena::build(ops.allocator(), |arena| Self::cut(arena, ops.dtype(), config, slots, capacity))?;
+        Ok(greedy)
+    }
+
+    /// The ledger that [`Greedy::new`] would reserve.
+    pub fn plan(storage: DType, config: &ModelConfig, slots: usize, capacity: usize) -> Result<Ledger> {
+        let mut arena = Arena::dry();
+        Self::cut(&mut arena, storage, config, slots, capacity)?;
+        Ok(arena.ledger().clone())
+    }
+
+    fn cut(arena: &mut Arena, storage: DType, config: &ModelConfig, slots: usize, capacity: usize) -> Result<Self> {
+        let activations = Activations::new(arena, config, storage, slots.max(capacity), Keep::Nothing)?;
+        Ok(Greedy { activations, cache: KvCache::new(arena, config, storage, slots, capacity)?, slots, capacity })
     }
 
     /// Answers every prompt with the likeliest token at each step.
@@ -136,19 +145,38 @@ impl Greedy {
         model.forward(ops, weights, &mut self.activations, batch, mode)?;
         running.iter_mut().for_each(|s| s.cached = s.tokens.len());
         let last: Vec<i32> = cu_seqlens[1..].iter().map(|&end| end - 1).collect();
-        let mut next = vec![0; running.len()];
+        let mut next = vec![None; running.len()];
         model.logits(ops, weights, &mut self.activations, &last, |row, logits| next[row] = argmax(&logits[..vocabulary]))?;
-        Ok(next)
+        let finite = |(sequence, token): (&Running, Option<i32>)| {
+            token.ok_or_else(|| Error::non_finite(format!("the logits after prompt {} are not finite", sequence.prompt)))
+        };
+        running.iter().zip(next).map(finite).collect()
     }
 }
 
-/// The index of the largest value, the first of equals.
-fn argmax(values: &[f32]) -> i32 {
-    let mut best = 0;
+/// The index of the largest value, the first of equals. None if any value is NaN, or all are −∞.
+fn argmax(values: &[f32]) -> Option<i32> {
+    let mut best = None;
+    let mut largest = f32::NEG_INFINITY;
     for (index, &value) in values.iter().enumerate() {
-        if value > values[best] {
-            best = index;
+        if value > largest {
+            (best, largest) = (Some(index as i32), value);
+        } else if value.is_nan() {
+            return None;
         }
     }
-    best as i32
+    best
+}
+
+#[cfg(test)]
+mod tests {
+    use super::argmax;
+
+    #[test]
+    fn the_largest_logit_or_none() {
+        assert_eq!(argmax(&[1.0, 3.0, 3.0, -1.0]), Some(1));
+        assert_eq!(argmax(&[f32::NEG_INFINITY, -5.0]), Some(1));
+        assert_eq!(argmax(&[1.0, f32::NAN, 2.0]), None);
+        assert_eq!(argmax(&[f32::NEG_INFINITY; 2]), None);
+    }
 }

@@ -6,7 +6,7 @@ use crate::error::Result;
 use crate::io::Checkpoint;
 use crate::model::{Activations, AttentionMode, Keep, Packed, Qwen2, ResidentWeights};
 use crate::ops::Ops;
-use crate::tensor::Arena;
+use crate::tensor::{Arena, DType, Ledger};
 
 /// A model with the buffers of a forward pass.
 pub struct Scorer {
@@ -24,15 +24,25 @@ impl Scorer {
         micro_tokens: usize,
         positions: usize,
     ) -> Result<Scorer> {
-        let (mut scorer, _) = Arena::build(ops.allocator(), |arena| {
-            let model = Qwen2::new(arena, config, positions)?;
-            let weights = ResidentWeights::new(arena, model.layout.clone(), ops.dtype())?;
-            let activations = Activations::new(arena, config, ops.dtype(), micro_tokens, Keep::Nothing)?;
-            Ok(Scorer { model, weights, activations })
-        })?;
+        let cut = |arena: &mut Arena| Self::cut(arena, ops.dtype(), config, micro_tokens, positions);
+        let (mut scorer, _) = Arena::build(ops.allocator(), cut)?;
         scorer.model.upload_tables(ops)?;
         scorer.weights.load_checkpoint(ops, checkpoint)?;
         Ok(scorer)
+    }
+
+    /// The ledger that [`Scorer::load`] would reserve.
+    pub fn plan(storage: DType, config: &ModelConfig, micro_tokens: usize, positions: usize) -> Result<Ledger> {
+        let mut arena = Arena::dry();
+        Self::cut(&mut arena, storage, config, micro_tokens, positions)?;
+        Ok(arena.ledger().clone())
+    }
+
+    fn cut(arena: &mut Arena, storage: DType, config: &ModelConfig, micro_tokens: usize, positions: usize) -> Result<Scorer> {
+        let model = Qwen2::new(arena, config, positions)?;
+        let weights = ResidentWeights::new(arena, model.layout.clone(), storage)?;
+        let activations = Activations::new(arena, config, storage, micro_tokens, Keep::Nothing)?;
+        Ok(Scorer { model, weights, activations })
     }
 
     /// Natural log-probability of each position's target; 0 where it has none.

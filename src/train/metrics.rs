@@ -13,10 +13,15 @@ pub struct StepRecord {
     pub step: usize,
     /// Epochs trained after this step.
     pub epoch: f64,
-    /// Before the update, normalised as configured.
+    /// Before the update, normalised as configured. Absent from the row if it is not finite, which only a skipped step can have.
+    #[serde(skip_serializing_if = "is_not_finite")]
     pub loss: f64,
-    /// Before clipping.
+    /// Before clipping. Absent like the loss.
+    #[serde(skip_serializing_if = "is_not_finite")]
     pub grad_norm: f64,
+    /// Nothing was updated, because loss or norm is not finite.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub skipped: bool,
     /// Used by this update; the first step of a warm-up has 0.
     pub lr: f64,
     pub tokens: usize,
@@ -26,6 +31,11 @@ pub struct StepRecord {
     pub memory: usize,
     /// Duration of the step.
     pub seconds: f64,
+}
+
+/// JSON has no NaN.
+fn is_not_finite(value: &f64) -> bool {
+    !value.is_finite()
 }
 
 /// One pass over the evaluation rows.

@@ -24,6 +24,8 @@ pub struct Job<'a> {
     pub config: &'a Config,
     pub train: &'a Dataset,
     pub eval: Option<&'a Dataset>,
+    /// Bytes that the whole job reserved.
+    pub memory: usize,
 }
 
 /// How a run ended.
@@ -60,7 +62,8 @@ pub fn train(engine: &mut Engine, job: &Job, metrics: &Path, observer: &mut dyn 
         let lr = steps.lr(step, optimizer);
         let loss = engine.accumulate(&batches, rows.len(), train.normalize)?;
         let norm = engine.gradient_norm()?;
-        if loss.value.is_finite() && norm.is_finite() {
+        let skipped = !(loss.value.is_finite() && norm.is_finite());
+        if !skipped {
             engine.update(optimizer, lr, norm)?;
         } else {
             let error = not_finite(step + 1, loss.value, norm, &rows);
@@ -75,11 +78,12 @@ pub fn train(engine: &mut Engine, job: &Job, metrics: &Path, observer: &mut dyn 
             epoch: (step + 1) as f64 / steps.per_epoch as f64,
             loss: loss.value,
             grad_norm: norm,
+            skipped,
             lr,
             tokens: loss.tokens,
             supervised_tokens: loss.supervised_tokens,
             tokens_per_s: loss.tokens as f64 / seconds,
-            memory: engine.ledger.total(),
+            memory: job.memory,
             seconds,
         };
         metrics.write(&record)?;
@@ -95,6 +99,9 @@ pub fn train(engine: &mut Engine, job: &Job, metrics: &Path, observer: &mut dyn 
         if due || last {
             if let Some((batches, rows)) = &evaluation {
                 let loss = engine.evaluate(batches, *rows)?;
+                if !loss.value.is_finite() {
+                    return Err(Error::non_finite(format!("after step {}: evaluation loss {}", step + 1, loss.value)));
+                }
                 let record = EvalRecord {
                     step: step + 1,
                     epoch: record.epoch,

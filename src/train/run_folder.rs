@@ -1,6 +1,9 @@
 //! The folder of a run: whose it is, what it holds already, what may be written.
 
+use crate::config::Config;
 use crate::error::{Error, Result, io_error};
+use crate::io::write_atomic;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 /// What `--resume` asks for.
@@ -25,66 +28,140 @@ pub struct RunFolder {
     pub path: PathBuf,
 }
 
-/// The resolved configuration, which marks a folder as a run's.
 const CONFIG: &str = "config.toml";
 const METRICS: &str = "metrics.jsonl";
 const MODEL: &str = "model";
-const OURS: [&str; 3] = [CONFIG, METRICS, MODEL];
+/// All that a run writes, what an interrupted write leaves behind included.
+const OURS: [&str; 6] = [CONFIG, METRICS, MODEL, ".config.toml.tmp", ".model.tmp", ".model.old"];
+/// The first line of our `config.toml`, by which a folder is known as a run's.
+const MARK: &str = "# The resolved configuration of a limo-engine run";
+/// Keys that may differ between a run and its continuation.
+const SAFE_KEYS: [&str; 7] =
+    ["data.eval", "memory.", "output.dir", "samples.", "train.eval_every", "train.keep", "train.save_every"];
 
 impl RunFolder {
-    /// Makes the folder, or takes over the one that is there.
+    /// Looks at `output.dir` and says where the run begins; writes nothing.
     ///
-    /// Errors: usage, if it holds files of somebody else, or a used run and neither `--resume auto` nor `--overwrite`.
-    pub fn open(path: &Path, resume: Resume, overwrite: bool) -> Result<(RunFolder, Start)> {
-        let folder = RunFolder { path: path.to_path_buf() };
-        if path.exists() && !path.is_dir() {
+    /// Errors: usage, if the folder holds files of somebody else or something that the run reads; if it holds a run and `resume` is
+    /// `Never` without `overwrite`; if it holds a finished run of another configuration.
+    pub fn open(config: &Config, resume: Resume, overwrite: bool) -> Result<(RunFolder, Start)> {
+        let path = &config.output.dir;
+        let folder = RunFolder { path: path.clone() };
+        if !path.exists() {
+            return Ok((folder, Start::Fresh));
+        }
+        if !path.is_dir() {
             return Err(Error::usage(format!("{}: output.dir is not a folder", path.display())));
         }
-        std::fs::create_dir_all(path).map_err(|e| cannot_write(path, e))?;
+        folder.refuse_foreign_files()?;
+        folder.refuse_inputs(config)?;
+        if !folder.config().exists() || overwrite {
+            return Ok((folder, Start::Fresh));
+        }
+        if resume == Resume::Never {
+            return Err(Error::usage(format!("{}: output.dir holds an earlier run", path.display()))
+                .help("--overwrite deletes it and starts over; --resume auto goes on"));
+        }
+        // The export puts a complete model in place or none.
+        if !folder.model().exists() {
+            return Ok((folder, Start::Fresh));
+        }
+        folder.refuse_differences(config)?;
+        Ok((folder, Start::Finished))
+    }
+
+    fn refuse_foreign_files(&self) -> Result<()> {
+        let path = self.path.display();
+        let choose = "choose an empty or new folder";
         let mut names = Vec::new();
-        for entry in std::fs::read_dir(path).map_err(|e| io_error(path, e))? {
-            names.push(entry.map_err(|e| io_error(path, e))?.file_name().to_string_lossy().into_owned());
+        for entry in std::fs::read_dir(&self.path).map_err(|e| io_error(&self.path, e))? {
+            names.push(entry.map_err(|e| io_error(&self.path, e))?.file_name().to_string_lossy().into_owned());
         }
-        // What an interrupted export left behind is ours too.
-        let ours = |name: &str| OURS.contains(&name) || name.starts_with(".model.") || name.starts_with("model.");
-        if let Some(foreign) = names.iter().find(|name| !ours(name)) {
-            return Err(Error::usage(format!(
-                "{}: output.dir holds {foreign}, which no run of limo-engine wrote",
-                path.display()
-            ))
-            .help("choose an empty or new folder"));
+        if let Some(foreign) = names.iter().find(|name| !OURS.contains(&name.as_str())) {
+            let what = format!("{path}: output.dir holds {foreign}, which no run of limo-engine wrote");
+            return Err(Error::usage(what).help(choose));
         }
-        if names.is_empty() {
-            return Ok((folder, Start::Fresh));
-        }
-        if !names.iter().any(|name| name == CONFIG) {
-            return Err(Error::usage(format!("{}: output.dir holds {} but no {CONFIG}", path.display(), names.join(", ")))
-                .help("choose an empty or new folder"));
-        }
-        if overwrite {
-            folder.clear()?;
-            return Ok((folder, Start::Fresh));
-        }
-        match resume {
-            Resume::Never => Err(Error::usage(format!("{}: output.dir holds an earlier run", path.display()))
-                .help("--overwrite deletes it and starts over; --resume auto goes on")),
-            Resume::Auto if folder.model().join("limo.json").exists() => Ok((folder, Start::Finished)),
-            Resume::Auto => Ok((folder, Start::Fresh)),
+        let marked = std::fs::read(self.config()).is_ok_and(|text| text.starts_with(MARK.as_bytes()));
+        let kept = names.iter().find(|name| !name.starts_with('.'));
+        match kept {
+            Some(name) if !marked => {
+                let what = format!("{path}: output.dir holds {name}, but no {CONFIG} that a run of limo-engine wrote");
+                Err(Error::usage(what).help(choose))
+            }
+            _ => Ok(()),
         }
     }
 
-    fn clear(&self) -> Result<()> {
-        for path in [self.model(), self.metrics(), self.config()] {
+    /// A run must not replace what it reads.
+    fn refuse_inputs(&self, config: &Config) -> Result<()> {
+        let inside = |path: &Path| match (path.canonicalize(), self.path.canonicalize()) {
+            (Ok(path), Ok(folder)) => [METRICS, MODEL].iter().any(|name| path.starts_with(folder.join(name))),
+            _ => false,
+        };
+        let model = &config.model;
+        let model_keys = [
+            ("model.path", &model.path),
+            ("model.config", &model.config),
+            ("model.tokenizer", &model.tokenizer),
+            ("model.chat_template", &model.chat_template),
+            ("samples.file", &config.samples.file),
+        ];
+        let single = model_keys.into_iter().filter_map(|(key, path)| Some((key, path.as_ref()?)));
+        let data = [("data.train", &config.data.train), ("data.eval", &config.data.eval)];
+        let listed = data.into_iter().flat_map(|(key, paths)| paths.iter().map(move |path| (key, path)));
+        match single.chain(listed).find(|(_, path)| inside(path)) {
+            Some((key, path)) => Err(Error::usage(format!(
+                "{key} = {} lies in output.dir ({}), which this run writes to",
+                path.display(),
+                self.path.display()
+            ))
+            .help("set output.dir to another folder")),
+            None => Ok(()),
+        }
+    }
+
+    /// A finished run is one of this configuration, but for keys that do not matter to it.
+    fn refuse_differences(&self, config: &Config) -> Result<()> {
+        let read = |text: &str| text.parse::<toml::Table>().map(|table| flatten("", &table));
+        let text = std::fs::read_to_string(self.config()).map_err(|e| io_error(self.config(), e))?;
+        let before = read(&text).map_err(|e| Error::usage(format!("{}: {e}", self.config().display())))?;
+        let now = read(&config.to_toml()).map_err(|e| Error::internal(e.to_string()))?;
+        let value = |of: &[(String, String)], key: &str| of.iter().find(|(k, _)| k == key).map(|(_, v)| v.clone());
+        let keys: std::collections::BTreeSet<&String> = before.iter().chain(&now).map(|(key, _)| key).collect();
+        let mut differences = Vec::new();
+        for key in keys.into_iter().filter(|key| !SAFE_KEYS.iter().any(|safe| key.starts_with(safe))) {
+            let [was, is] = [&before, &now].map(|of| value(of, key).unwrap_or_else(|| "unset".into()));
+            if was != is {
+                differences.push(format!("{key} was {was}, is {is}"));
+            }
+        }
+        if differences.is_empty() {
+            return Ok(());
+        }
+        Err(Error::usage(format!(
+            "{}: output.dir holds a finished run of another configuration: {}",
+            self.path.display(),
+            differences.join("; ")
+        ))
+        .help("choose another output.dir, or pass --overwrite to delete that run"))
+    }
+
+    /// Makes the folder, removes what an earlier run left there, and writes the resolved configuration.
+    pub fn begin(&self, config: &Config) -> Result<()> {
+        std::fs::create_dir_all(&self.path).map_err(|e| cannot_write(&self.path, e))?;
+        for name in OURS {
+            let path = self.path.join(name);
             let removed = if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
             match removed {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(cannot_write(&path, error)),
                 _ => {}
             }
         }
-        Ok(())
+        let text = format!("{MARK}.\n\n{}", config.to_toml());
+        write_atomic(&self.config(), |out| out.write_all(text.as_bytes()).map_err(|e| cannot_write(&self.config(), e)))
     }
 
-    pub fn config(&self) -> PathBuf {
+    fn config(&self) -> PathBuf {
         self.path.join(CONFIG)
     }
     pub fn metrics(&self) -> PathBuf {
@@ -94,6 +171,15 @@ impl RunFolder {
     pub fn model(&self) -> PathBuf {
         self.path.join(MODEL)
     }
+}
+
+/// Every leaf of a table as (dotted key, value).
+fn flatten(prefix: &str, table: &toml::Table) -> Vec<(String, String)> {
+    let leaf = |(key, value): (&String, &toml::Value)| match value {
+        toml::Value::Table(inner) => flatten(&format!("{prefix}{key}."), inner),
+        value => vec![(format!("{prefix}{key}"), value.to_string())],
+    };
+    table.iter().flat_map(leaf).collect()
 }
 
 fn cannot_write(path: &Path, error: std::io::Error) -> Error {

@@ -1,6 +1,6 @@
 //! The command line as a contract: help texts, exit codes, and what mistakes are told.
 
-use crate::command::{limo_engine, succeed};
+use crate::command::{limo_engine, limo_engine_with, succeed};
 use std::path::Path;
 
 const COMMANDS: &[&[&str]] = &[
@@ -25,7 +25,7 @@ fn the_command_line_is_frozen() {
 }
 
 #[test]
-fn every_key_and_command_of_the_help_is_in_the_readme() {
+fn every_command_is_in_the_readme() {
     let readme = std::fs::read_to_string("README.md").unwrap();
     for command in COMMANDS.iter().filter(|command| !command.is_empty() && **command != ["inspect"]) {
         let named = format!("limo-engine {}", command.join(" "));
@@ -121,6 +121,61 @@ fn a_run_folder_is_started_finished_and_overwritten() {
 }
 
 #[test]
+fn a_finished_run_of_another_configuration_is_not_this_run() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = config(folder.path(), "");
+    assert_eq!(train(&config, &[]).0, 0);
+    assert_eq!(train(&config, &["-s", "train.eval_every=3"]).0, 0, "a key that is safe to change");
+    let (code, error) = train(&config, &["-s", "train.batch=1"]);
+    assert!(code == 2 && error.contains("train.batch was 2, is 1") && error.contains("--overwrite"), "{code}: {error}");
+    std::fs::remove_file(folder.path().join("rows.jsonl")).unwrap();
+    assert_eq!(train(&config, &[]).0, 0, "a finished run needs no data");
+}
+
+#[test]
+fn a_run_never_replaces_what_it_reads() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = config(folder.path(), "");
+    assert_eq!(train(&config, &[]).0, 0);
+    let model = folder.path().join("run/model");
+    let weights = std::fs::read(model.join("model.safetensors")).unwrap();
+    for key in ["model.path", "model.tokenizer"] {
+        let (code, error) = train(&config, &["--overwrite", "-s", &format!("{key}={}", model.display())]);
+        assert!(code == 2 && error.contains(key) && error.contains("output.dir"), "{code}: {error}");
+    }
+    // A run that fails before its first step has deleted nothing.
+    let (code, _) = train(&config, &["--overwrite", "-s", "data.train=[\"nowhere.jsonl\"]"]);
+    assert_eq!(code, 3);
+    assert!(std::fs::read(model.join("model.safetensors")).unwrap() == weights);
+
+    // A configuration somebody wrote by hand is not a run's.
+    let own = folder.path().join("own");
+    std::fs::create_dir(&own).unwrap();
+    let by_hand = own.join("config.toml");
+    std::fs::copy(&config, &by_hand).unwrap();
+    let output_dir = format!("output.dir={}", own.display());
+    let (code, error) = train(by_hand.to_str().unwrap(), &["-s", &output_dir, "--overwrite"]);
+    assert!(code == 2 && error.contains("config.toml"), "{code}: {error}");
+    assert_eq!(std::fs::read(&by_hand).unwrap(), std::fs::read(&config).unwrap());
+}
+
+#[test]
+fn one_of_several_processes_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = config(folder.path(), "");
+    let torchrun = |world| {
+        let master = [("MASTER_ADDR", "localhost"), ("MASTER_PORT", "29500")];
+        [[("RANK", "0"), ("WORLD_SIZE", world)], [("LOCAL_RANK", "0"), ("LOCAL_WORLD_SIZE", world)], master].concat()
+    };
+    let arguments = ["train", &config, "--device", "cpu"];
+    let (code, _, error) = limo_engine_with(&torchrun("4"), &arguments);
+    assert!(code == 2 && error.contains("torchrun") && error.contains("rank 0 of 4"), "{code}: {error}");
+    let (code, _, error) = limo_engine_with(&torchrun("1"), &[&arguments[..], &["--ranks", "1"]].concat());
+    assert!(code == 2 && error.contains("--ranks"), "{code}: {error}");
+    assert_eq!(limo_engine_with(&torchrun("1"), &arguments).0, 0);
+}
+
+#[test]
 fn bad_data_exits_with_3_and_names_the_line() {
     let folder = tempfile::tempdir().unwrap();
     let config = config(folder.path(), "");
@@ -135,6 +190,9 @@ fn bad_data_exits_with_3_and_names_the_line() {
         let (code, error) = train(&config, &[]);
         assert!(code == 3 && error.contains(expected), "{text:?}: {code}: {error}");
     }
+    std::fs::write(&rows, "{\"question\":\"1\",\"solution\":\"2\"}\n").unwrap();
+    let (code, error) = train(&config, &["--dry-run", "-s", "train.micro_tokens=8"]);
+    assert!(code == 3 && error.contains("train.micro_tokens") && error.contains("data.max_tokens"), "{code}: {error}");
     std::fs::remove_file(&rows).unwrap();
     let (code, error) = train(&config, &[]);
     assert!(code == 3 && error.contains("rows.jsonl"), "{code}: {error}");
@@ -147,6 +205,15 @@ fn a_diverging_run_exits_with_5_before_it_spoils_the_weights() {
     let (code, error) = train(&config, &["-s", "train.max_steps=8"]);
     assert!(code == 5 && error.contains("step ") && error.contains("Rows: "), "{code}: {error}");
     assert!(!folder.path().join("run/model").exists());
+
+    let more = ["-s", "train.max_steps=8", "-s", "train.skip_nonfinite=true"];
+    let (code, _) = train(&config, &more);
+    assert_eq!(code, 0, "the user asked to go on");
+    let metrics = std::fs::read_to_string(folder.path().join("run/metrics.jsonl")).unwrap();
+    let rows: Vec<serde_json::Value> = metrics.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(rows.len(), 8);
+    assert!(rows[0].get("skipped").is_none() && rows[0]["loss"].is_number());
+    assert!(rows[7]["skipped"] == true && rows[7].get("loss").is_none());
 }
 
 #[test]

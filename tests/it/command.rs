@@ -4,11 +4,14 @@ use std::process::Command;
 
 /// Runs `limo-engine` in the crate's root; returns exit code, standard output and standard error.
 pub fn limo_engine(arguments: &[&str]) -> (i32, String, String) {
-    let output = Command::new(env!("CARGO_BIN_EXE_limo-engine"))
-        .args(arguments)
-        .current_dir(env!("CARGO_MANIFEST_DIR"))
-        .output()
-        .unwrap();
+    limo_engine_with(&[], arguments)
+}
+
+/// The same with environment variables set.
+pub fn limo_engine_with(variables: &[(&str, &str)], arguments: &[&str]) -> (i32, String, String) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_limo-engine"));
+    command.args(arguments).envs(variables.iter().copied()).current_dir(env!("CARGO_MANIFEST_DIR"));
+    let output = command.output().unwrap();
     let text = |bytes| String::from_utf8(bytes).unwrap();
     (output.status.code().expect("ended by a signal"), text(output.stdout), text(output.stderr))
 }

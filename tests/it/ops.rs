@@ -305,6 +305,30 @@ fn attention_is_its_definition_and_its_gradient_that_of_it() {
 }
 
 #[test]
+fn attention_refuses_heads_and_lengths_that_do_not_fit() {
+    let run = |heads: HeadLayout, cu_seqlens: &[i32]| {
+        let t = 4;
+        let qkv = tensor(1, &[t, heads.fused(), heads.dim]);
+        let (mut out, mut lse) = (poisoned(&[t, heads.query, heads.dim]), poisoned(&[heads.query, t]));
+        let device = Tensor::from_i32(cu_seqlens, &[cu_seqlens.len()]);
+        Cpu.attention(Attention {
+            qkv: qkv.view(),
+            heads,
+            cu_seqlens: device.view(),
+            cu_seqlens_host: cu_seqlens,
+            out: out.view_mut(),
+            lse: lse.view_mut(),
+        })
+    };
+    let heads = |query, kv| HeadLayout { query, kv, dim: 2 };
+    assert!(run(heads(4, 2), &[0, 1, 4]).is_ok());
+    assert!(run(heads(5, 2), &[0, 4]).is_err());
+    for bad in [&[0, 5][..], &[0, 3], &[1, 4], &[0, 3, 1, 4], &[0, 2, 2, 4], &[]] {
+        assert!(run(heads(4, 2), bad).is_err(), "{bad:?}");
+    }
+}
+
+#[test]
 fn cached_attention_continues_where_packed_attention_stands() {
     let heads = HeadLayout { query: 4, kv: 2, dim: 6 };
     let lengths = [140usize, 3, 17];

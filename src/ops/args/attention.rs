@@ -43,6 +43,14 @@ pub struct Attention<'a> {
     pub lse: ViewMut<'a>,
 }
 
+/// Every query head has its key/value head.
+fn check_heads(op: &str, heads: HeadLayout) -> Result<()> {
+    let HeadLayout { query, kv, dim } = heads;
+    expect(op, kv > 0 && dim > 0 && query > 0 && query % kv == 0, || {
+        format!("{query} query heads of {dim} do not share {kv} key/value heads evenly")
+    })
+}
+
 fn check_packing(op: &str, cu_seqlens: &View, host: &[i32], t: usize) -> Result<()> {
     expect_shape(op, "cu_seqlens", cu_seqlens.shape(), &[host.len()])?;
     expect_dtype(op, "cu_seqlens", cu_seqlens.dtype(), DType::I32)?;
@@ -60,6 +68,7 @@ fn causal_pairs(cu_seqlens: &[i32]) -> f64 {
 impl Attention<'_> {
     pub fn check(&self) -> Result<()> {
         const OP: &str = "attention";
+        check_heads(OP, self.heads)?;
         let t = self.qkv.shape()[0];
         let HeadLayout { query, dim, .. } = self.heads;
         expect_shape(OP, "qkv", self.qkv.shape(), &[t, self.heads.fused(), dim])?;
@@ -100,6 +109,7 @@ pub struct AttentionBackward<'a> {
 impl AttentionBackward<'_> {
     pub fn check(&self) -> Result<()> {
         const OP: &str = "attention_backward";
+        check_heads(OP, self.heads)?;
         let t = self.qkv.shape()[0];
         let HeadLayout { query, dim, .. } = self.heads;
         expect_shape(OP, "qkv", self.qkv.shape(), &[t, self.heads.fused(), dim])?;
@@ -108,6 +118,11 @@ impl AttentionBackward<'_> {
         expect_shape(OP, "dout", self.dout.shape(), &[t, query, dim])?;
         expect_shape(OP, "delta", self.delta.shape(), &[query, t])?;
         expect_shape(OP, "dqkv", self.dqkv.shape(), &[t, self.heads.fused(), dim])?;
+        for (operand, dtype) in [("out", self.out.dtype()), ("dout", self.dout.dtype()), ("dqkv", self.dqkv.dtype())] {
+            expect_dtype(OP, operand, dtype, self.qkv.dtype())?;
+        }
+        expect_dtype(OP, "lse", self.lse.dtype(), DType::F32)?;
+        expect_dtype(OP, "delta", self.delta.dtype(), DType::F32)?;
         check_packing(OP, &self.cu_seqlens, self.cu_seqlens_host, t)
     }
 
@@ -141,6 +156,7 @@ pub struct CachedAttention<'a> {
 impl CachedAttention<'_> {
     pub fn check(&self) -> Result<()> {
         const OP: &str = "cached_attention";
+        check_heads(OP, self.heads)?;
         let t = self.qkv.shape()[0];
         let HeadLayout { query, kv, dim } = self.heads;
         let [slots, capacity] = [self.keys.shape()[0], self.keys.shape()[1]];
@@ -151,8 +167,13 @@ impl CachedAttention<'_> {
         expect(OP, self.cu_seqlens.len() == self.slots.len() + 1 && self.slots.len() == self.cached.len(), || {
             "cu_seqlens, slots and cached disagree about the number of sequences".into()
         })?;
+        let ordered = self.cu_seqlens.windows(2).all(|w| w[0] <= w[1]);
+        expect(OP, ordered && self.cu_seqlens[0] == 0 && self.cu_seqlens[self.slots.len()] == t as i32, || {
+            format!("cu_seqlens must rise from 0 to {t}, not {:?}", self.cu_seqlens)
+        })?;
         for (i, (&slot, &cached)) in self.slots.iter().zip(self.cached).enumerate() {
             let new = (self.cu_seqlens[i + 1] - self.cu_seqlens[i]) as usize;
+            expect(OP, !self.slots[..i].contains(&slot), || format!("two sequences have slot {slot}"))?;
             expect(OP, slot < slots && cached + new <= capacity, || {
                 format!("sequence {i} needs {} tokens of slot {slot}, which holds {capacity}", cached + new)
             })?;
