@@ -91,7 +91,8 @@ pub fn run(args: ScoreArgs) -> Result<()> {
     let needed = Scorer::plan(ops.dtype(), &config, micro_tokens, longest)?.total();
     require_host_memory(needed, "leave out the longest rows, or use a smaller model")?;
     let checkpoint = Checkpoint::open(&args.model)?;
-    let mut scorer = Scorer::load(ops.as_ref(), &config, &checkpoint, micro_tokens, longest)?;
+    let mut scorer =
+        Scorer::load(ops.as_ref(), &config, &checkpoint, micro_tokens, longest).map_err(|e| e.context(args.model.display()))?;
 
     let (mut total, mut count) = (0.0, 0);
     write_atomic(&args.output, |out| {
