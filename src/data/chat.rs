@@ -78,13 +78,22 @@ impl Chat {
     /// Errors: a data error if the template alters or drops that text.
     pub fn encode_question(&self, messages: &[Message]) -> Result<Encoded> {
         let whole = self.template.render(messages, true)?;
+        // A private-use character that stands nowhere else: rendered instead of a turn's text, it tells where that text begins.
+        // The text itself could also stand in the template's own words.
+        let mark = ('\u{e000}'..='\u{f8ff}').find(|&c| !whole.contains(c));
+        let mark = mark.ok_or_else(|| Error::data("the messages hold every private-use character of Unicode"))?;
+        let mut marked = messages.to_vec();
         let mut encoded = Encoded { tokens: Vec::new(), supervised: Vec::new() };
         let mut done = 0;
         for (turn, message) in messages.iter().enumerate() {
-            let Some(at) = whole[done..].find(&message.content) else {
+            marked[turn].content = mark.into();
+            let before = self.template.render(&marked, true)?.split(mark).next().unwrap_or_default().to_string();
+            marked[turn].content.clone_from(&message.content);
+            let kept = whole.strip_prefix(&before).is_some_and(|rest| rest.starts_with(&message.content));
+            if before.len() < done || !kept {
                 return Err(Error::data(format!("message {turn}: the chat template alters or drops its text")));
-            };
-            let (start, end) = (done + at, done + at + message.content.len());
+            }
+            let (start, end) = (before.len(), before.len() + message.content.len());
             if message.role == Role::User {
                 self.append(&mut encoded, &whole[done..start], false)?;
                 self.append(&mut encoded, &whole[start..end], true)?;

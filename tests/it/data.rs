@@ -148,6 +148,22 @@ fn answers_stop_at_configured_ends_and_at_the_templates_own() {
 }
 
 #[test]
+fn a_question_is_found_even_where_the_template_has_its_words() {
+    let chat = Chat::load(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/configs/tiny")), None, 512).unwrap();
+    for question in ["step", "user", "Reason step by step.", "\u{e000}"] {
+        let Encoded { tokens, supervised } = chat.encode_question(&conversation(&[(Role::User, question)])).unwrap();
+        assert_eq!(supervised_text(&chat, &tokens, &supervised), [question]);
+        let before: Vec<i32> = tokens.iter().zip(&supervised).take_while(|(_, target)| !**target).map(|(id, _)| *id).collect();
+        assert!(chat.decode_raw(&before).ends_with("<|im_start|>user\n"), "{question}");
+    }
+    let turn = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ CONTENT }}<|im_end|>\n{% endfor %}";
+    let opening = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
+    let dropping = chat_with(&(turn.replace("CONTENT", "m.role if m.role == 'user' else m.content") + opening)).unwrap();
+    let error = dropping.encode_question(&conversation(&[(Role::User, "user")])).unwrap_err();
+    assert!(error.message.contains("message 0: the chat template alters or drops its text"), "{error}");
+}
+
+#[test]
 fn a_template_that_does_not_keep_the_answer_is_refused() {
     let turn = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ CONTENT }}<|im_end|>\n{% endfor %}";
     let opening = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
