@@ -50,20 +50,12 @@ impl ModelConfig {
     pub fn from_json(json: &Map<String, Value>, path: &Path) -> Result<ModelConfig> {
         Reader { json }.read().map_err(|error| error.context(path.display()))
     }
-
-    /// Number of parameters, a tied head counted once.
-    pub fn parameters(&self) -> usize {
-        let (d, f, h) = (self.hidden_size, self.intermediate_size, self.head_dim);
-        let (q, kv) = (self.num_attention_heads * h, self.num_key_value_heads * h);
-        let attention = d * q + q + 2 * (d * kv + kv) + q * d;
-        let layer = attention + 3 * d * f + 2 * d;
-        let embeddings = self.vocab_size * d * if self.tie_word_embeddings { 1 } else { 2 };
-        embeddings + self.num_hidden_layers * layer + d
-    }
 }
 
-/// No dimension of a real model comes near it, and products of three of them stay inside 64 bits.
+/// The most rows or columns of a matrix. No real model comes near it, and a layer's 8 such matrices times [`MOST_LAYERS`] stay below
+/// 2^56 parameters: their bytes, gradients and optimizer state are counted without overflow.
 const LARGEST_SIZE: u64 = 1 << 20;
+const MOST_LAYERS: u64 = 4096;
 /// Positions are 32-bit integers.
 const MOST_POSITIONS: u64 = i32::MAX as u64;
 
@@ -87,10 +79,14 @@ impl Reader<'_> {
         if head_dim == 0 || head_dim % 2 != 0 {
             return Err(Error::data(format!("head dimension {head_dim}: must be even, rotary embeddings turn pairs")));
         }
+        if (num_attention_heads * head_dim) as u64 > LARGEST_SIZE {
+            let limit = format!("must be at most {LARGEST_SIZE} over all {num_attention_heads} heads");
+            return Err(self.bad("head_dim", limit));
+        }
         Ok(ModelConfig {
             hidden_size,
             intermediate_size: self.size("intermediate_size", None, LARGEST_SIZE)?,
-            num_hidden_layers: self.size("num_hidden_layers", None, 4096)?,
+            num_hidden_layers: self.size("num_hidden_layers", None, MOST_LAYERS)?,
             num_attention_heads,
             num_key_value_heads,
             head_dim,

@@ -2,7 +2,7 @@
 
 use super::memory::{ALIGNMENT, Allocator, Region, Space};
 use super::{DType, Shape, Tensor};
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use std::sync::Arc;
 
 /// Every buffer of an arena by name, in the order it was cut.
@@ -68,18 +68,13 @@ impl Arena {
 
     /// Cuts the next tensor. It starts out as zeros.
     pub fn tensor(&mut self, name: &str, dtype: DType, shape: &[usize]) -> Result<Tensor> {
-        let shape = Shape::new(shape);
-        let bytes = shape
-            .iter()
-            .try_fold(dtype.size(), |bytes, &dim| bytes.checked_mul(dim))
-            .and_then(|bytes| bytes.checked_next_multiple_of(ALIGNMENT))
-            .ok_or_else(|| Error::does_not_fit(format!("{name} {shape} is larger than the address space")))?;
+        let shape = Shape::checked(shape).map_err(|error| error.context(name))?;
+        let bytes = (shape.elements() * dtype.size()).next_multiple_of(ALIGNMENT);
         if self.region.bytes - self.used < bytes {
-            return Err(Error::internal(format!(
-                "the arena of {} has no room for {name} {shape} ({})",
-                super::format_bytes(self.region.bytes),
-                super::format_bytes(bytes)
-            )));
+            // A dry arena is as large as the address space; a real one is as large as its dry run was.
+            let kind = if self.region.space == Space::Dry { Kind::DoesNotFit } else { Kind::Internal };
+            let (size, needed) = (super::format_bytes(self.region.bytes), super::format_bytes(bytes));
+            return Err(Error::new(kind, format!("the arena of {size} has no room for {name} {shape} ({needed})")));
         }
         let tensor = Tensor::new(self.region.clone(), self.used, dtype, shape);
         self.used += bytes;
@@ -89,9 +84,5 @@ impl Arena {
 
     pub fn ledger(&self) -> &Ledger {
         &self.ledger
-    }
-
-    pub fn is_dry(&self) -> bool {
-        self.region.space == Space::Dry
     }
 }

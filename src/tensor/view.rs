@@ -48,7 +48,7 @@ impl Tensor {
 
     /// Zeros in a region of exactly their size, outside any arena.
     pub fn alone(allocator: &dyn super::Allocator, dtype: DType, shape: &[usize]) -> Result<Self> {
-        let shape = Shape::new(shape);
+        let shape = Shape::checked(shape)?;
         let region = allocator.region(shape.elements() * dtype.size())?;
         Ok(Tensor { region, offset: 0, dtype, shape })
     }

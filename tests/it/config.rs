@@ -2,6 +2,7 @@
 
 use limo_engine::config::{Config, Every, ModelConfig, Normalize, Overlong, Recompute, Schedule};
 use limo_engine::error::{Error, Kind};
+use limo_engine::model::Layout;
 use proptest::prelude::*;
 use std::path::Path;
 
@@ -252,7 +253,7 @@ fn a_model_file_is_read_with_its_older_and_newer_spellings() {
     assert_eq!((old.hidden_size, old.head_dim, old.num_key_value_heads, old.vocab_size), (896, 64, 2, 151936));
     assert_eq!((old.rms_norm_eps, old.rope_theta, old.tie_word_embeddings), (1e-6, 1e6, true));
     // 0.494 B in the table of published models.
-    assert_eq!(old.parameters(), 494_032_768);
+    assert_eq!(Layout::new(&old).parameter_count(), 494_032_768);
     let new = model(&[
         ("rope_theta", "null"),
         ("rope_parameters", r#"{"rope_theta": 1000000.0, "rope_type": "default"}"#),
@@ -290,6 +291,29 @@ fn a_model_that_would_be_computed_differently_is_refused_by_key() {
         assert!(error.message.starts_with("m/config.json: ") && error.message.contains(&format!("`{key}`")), "{error}");
     }
     assert!(model(&[("head_dim", "63")]).unwrap_err().message.contains("must be even"));
+}
+
+#[test]
+fn the_largest_model_that_is_accepted_can_be_counted() {
+    let most = "1048576";
+    let sizes = [
+        ("hidden_size", most),
+        ("intermediate_size", most),
+        ("num_hidden_layers", "4096"),
+        ("num_attention_heads", "8192"),
+        ("num_key_value_heads", "8192"),
+        ("vocab_size", most),
+        ("tie_word_embeddings", "false"),
+    ];
+    let largest = model(&sizes).unwrap();
+    // 7 matrices of d·d, 3 biases and 2 norms a layer; embedding, head and last norm.
+    let d = 1 << 20;
+    assert_eq!(Layout::new(&largest).parameter_count(), 4096 * (7 * d * d + 5 * d) + 2 * d * d + d);
+    let error = model(&[&sizes[..], &[("head_dim", "1048576")]].concat()).unwrap_err();
+    assert!(
+        error.kind == Kind::Data && error.message.contains("m/config.json: `head_dim` (1048576) must be at most"),
+        "{error}"
+    );
 }
 
 #[test]
