@@ -93,6 +93,12 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
+/// Turns a failure to write `path`, which the user chose, into a usage error that names it.
+pub fn write_error(path: impl AsRef<std::path::Path>, error: std::io::Error) -> Error {
+    Error::usage(format!("{} cannot be written: {error}", path.as_ref().display()))
+        .help("give a path in a folder that exists and may be written to, on a disk with room")
+}
+
 /// Turns an I/O failure on `path` into a data error that names it.
 pub fn io_error(path: impl AsRef<std::path::Path>, error: std::io::Error) -> Error {
     Error::data(format!("{}: {error}", path.as_ref().display()))

@@ -6,7 +6,7 @@ use crate::bench::report::{Report, table};
 use crate::bench::{Bench, commit, select};
 use crate::device::Launcher;
 use crate::device::gpu::visible_devices;
-use crate::error::{Error, Result, io_error};
+use crate::error::{Error, Result, write_error};
 use crate::io::write_atomic;
 use std::path::{Path, PathBuf};
 
@@ -75,5 +75,5 @@ fn start(device: String) -> Result<Report> {
 
 pub(super) fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<()> {
     let text = serde_json::to_string_pretty(value).map_err(|e| Error::internal(format!("{}: {e}", path.display())))?;
-    write_atomic(path, |file| std::io::Write::write_all(file, text.as_bytes()).map_err(|e| io_error(path, e)))
+    write_atomic(path, |file| std::io::Write::write_all(file, text.as_bytes()).map_err(|e| write_error(path, e)))
 }

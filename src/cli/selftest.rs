@@ -7,7 +7,7 @@ use crate::bench::selftest::{Outcome, Report, Target, Verdict, run as run_tables
 use crate::device::Launcher;
 use crate::device::driver::Driver;
 use crate::device::gpu::{kernel_module_version, visible_devices};
-use crate::error::{Error, Result, io_error};
+use crate::error::{Error, Result, write_error};
 use crate::testing::conformance;
 use std::path::{Path, PathBuf};
 
@@ -85,7 +85,7 @@ fn record(driver: &Driver, folder: &Path) -> Result<()> {
     let gpu = &driver.info().name;
     let record = conformance::record(driver, gpu, &kernel_module_version().unwrap_or("unknown".to_string()))?;
     let file = gpu.to_lowercase().split(|c: char| !c.is_ascii_alphanumeric()).collect::<Vec<_>>().join("-");
-    std::fs::create_dir_all(folder).map_err(|e| io_error(folder, e))?;
+    std::fs::create_dir_all(folder).map_err(|e| write_error(folder, e))?;
     let path = folder.join(format!("{file}.json"));
     write_json(&path, &record)?;
     say!("recorded {} in {}", gpu, path.display())

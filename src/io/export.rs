@@ -2,7 +2,7 @@
 
 use super::atomic::{aside, remove_dir, replace_dir, sync_dir, write_synced};
 use super::checkpoint::{Checkpoint, INDEX, SINGLE};
-use crate::error::{Error, Result, io_error};
+use crate::error::{Error, Result, io_error, write_error};
 use crate::tensor::DType;
 use half::bf16;
 use serde_json::{Map, Value, json};
@@ -36,9 +36,9 @@ pub struct TensorSpec {
 
 /// What an exported folder is made of, weights aside.
 pub struct Export<'a> {
-    /// config.json of the source: copied, with the element type set. generation_config.json is taken from beside it.
+    /// config.json of the source: copied, with the element type set.
     pub config: &'a Path,
-    /// The folder with the tokenizer's files.
+    /// The folder with the tokenizer's files, and generation_config.json where it is not beside `config`.
     pub tokenizer: &'a Path,
     /// Replaces the tokenizer's own chat template.
     pub chat_template: Option<&'a str>,
@@ -71,7 +71,7 @@ fn write_verified(
     spec: &Export,
     read: &mut impl FnMut(&str, Range<usize>, &mut [f32]) -> Result<()>,
 ) -> Result<()> {
-    fs::create_dir_all(dir).map_err(|e| io_error(dir, e))?;
+    fs::create_dir_all(dir).map_err(|e| write_error(dir, e))?;
     let hashes = write_weights(dir, spec, read)?;
     write_companions(dir, spec)?;
     sync_dir(dir)?;
@@ -91,8 +91,8 @@ fn write_weights(
     let mut hashes = Vec::with_capacity(spec.tensors.len());
     for (i, tensors) in shards.iter().enumerate() {
         let path = dir.join(name(i));
-        write_synced(&path, |out| {
-            let named = |error| io_error(&path, error);
+        write_synced(&path, &path, |out| {
+            let named = |error| write_error(&path, error);
             out.write_all(&header(tensors, spec.dtype)).map_err(named)?;
             for tensor in *tensors {
                 let mut hash = blake3::Hasher::new();
@@ -189,8 +189,10 @@ fn write_companions(dir: &Path, spec: &Export) -> Result<()> {
     write_json(&dir.join("config.json"), &config.into())?;
     write_json(&dir.join("limo.json"), &json!({ "system": spec.system }))?;
 
-    let generation = spec.config.with_file_name(GENERATION);
-    let sources = TOKENIZER_FILES.iter().map(|name| spec.tokenizer.join(name)).chain([generation]);
+    // In the order in which training looked for it: the stop tokens must be those that were trained.
+    let generation = [spec.tokenizer.join(GENERATION), spec.config.with_file_name(GENERATION)];
+    let generation = generation.into_iter().find(|path| path.exists());
+    let sources = TOKENIZER_FILES.iter().map(|name| spec.tokenizer.join(name)).chain(generation);
     for source in sources.filter(|source| source.exists()) {
         let content = fs::read(&source).map_err(|e| io_error(&source, e))?;
         write_bytes(&dir.join(source.file_name().unwrap_or_default()), &content)?;
@@ -206,7 +208,7 @@ fn write_json(path: &Path, value: &Value) -> Result<()> {
 }
 
 fn write_bytes(path: &Path, content: &[u8]) -> Result<()> {
-    write_synced(path, |out| out.write_all(content).map_err(|e| io_error(path, e)))
+    write_synced(path, path, |out| out.write_all(content).map_err(|e| write_error(path, e)))
 }
 
 /// Opens what was written as any reader would, and compares every tensor with what was meant.

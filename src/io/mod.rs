@@ -5,7 +5,7 @@ mod checkpoint;
 mod export;
 mod header;
 
-pub use atomic::{replace_dir, sync_dir, write_atomic};
+pub use atomic::write_atomic;
 pub use checkpoint::Checkpoint;
 pub use export::{DEFAULT_SHARD_BYTES, Export, TensorSpec, export};
 /// The element types that a safetensors file can hold; more than we compute in.

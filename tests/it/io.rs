@@ -1,14 +1,15 @@
 //! Model folders: what is written reads back, and nothing hostile gets through.
 
-use limo_engine::error::{Error, Kind, io_error};
+use limo_engine::error::{Error, Kind, write_error};
 use limo_engine::io::{Checkpoint, DEFAULT_SHARD_BYTES, Export, TensorSpec, export, write_atomic};
 use limo_engine::tensor::DType;
 use proptest::prelude::*;
 use std::fs;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::ops::Range;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt, symlink};
 use std::path::Path;
+use std::process::Command;
 use tempfile::TempDir;
 
 /// Three tensors of odd sizes, one of them a vector.
@@ -143,6 +144,28 @@ fn an_export_is_a_whole_model_folder_and_always_the_same_bytes() {
 }
 
 #[test]
+fn stop_tokens_are_exported_from_where_training_took_them() {
+    let (source, tokenizer, out) = (source(), TempDir::new().unwrap(), TempDir::new().unwrap());
+    let (config, dir, tensors) = (source.path().join("config.json"), out.path().join("m"), specs());
+    let exported = || {
+        let spec = Export {
+            config: &config,
+            tokenizer: tokenizer.path(),
+            chat_template: None,
+            system: None,
+            tensors: &tensors,
+            dtype: DType::F32,
+            shard_bytes: DEFAULT_SHARD_BYTES,
+        };
+        export(&dir, &spec, read).unwrap();
+        fs::read_to_string(dir.join("generation_config.json")).unwrap()
+    };
+    assert_eq!(exported(), r#"{"eos_token_id": [2, 0]}"#);
+    fs::write(tokenizer.path().join("generation_config.json"), r#"{"eos_token_id": 7}"#).unwrap();
+    assert_eq!(exported(), r#"{"eos_token_id": 7}"#);
+}
+
+#[test]
 fn bf16_is_rounded_to_nearest_even() {
     let (source, out) = (source(), TempDir::new().unwrap());
     let ulp = 2f32.powi(-7);
@@ -194,7 +217,7 @@ fn a_failed_export_leaves_the_old_folder_and_no_debris() {
 fn an_atomic_write_is_all_or_nothing() {
     let dir = TempDir::new().unwrap();
     let path = dir.path().join("state.json");
-    let save = |content: &[u8]| write_atomic(&path, |out| out.write_all(content).map_err(|e| io_error(&path, e))).unwrap();
+    let save = |content: &[u8]| write_atomic(&path, |out| out.write_all(content).map_err(|e| write_error(&path, e))).unwrap();
     save(b"old");
     let error = write_atomic(&path, |out| {
         out.write_all(b"half").unwrap();
@@ -204,6 +227,45 @@ fn an_atomic_write_is_all_or_nothing() {
     assert_eq!(files(dir.path()), [("state.json".to_string(), b"old".to_vec())]);
     save(b"new");
     assert_eq!(files(dir.path()), [("state.json".to_string(), b"new".to_vec())]);
+}
+
+#[test]
+fn a_link_stays_a_link_and_a_device_a_device() {
+    let dir = TempDir::new().unwrap();
+    let (file, link) = (dir.path().join("file"), dir.path().join("link"));
+    let save = |path: &Path| write_atomic(path, |out| out.write_all(b"new").map_err(|e| write_error(path, e)));
+    fs::write(&file, "old").unwrap();
+    symlink(&file, &link).unwrap();
+    save(&link).unwrap();
+    assert!(link.is_symlink() && !file.is_symlink());
+    assert_eq!(fs::read(&file).unwrap(), b"new");
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2, "a temporary file was left");
+
+    // A pipe stands for any device.
+    let pipe = dir.path().join("pipe");
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    // Open both ways, so that neither end waits for the other.
+    let mut reader = fs::OpenOptions::new().read(true).write(true).open(&pipe).unwrap();
+    save(&pipe).unwrap();
+    assert!(fs::symlink_metadata(&pipe).unwrap().file_type().is_fifo());
+    let mut content = [0; 3];
+    reader.read_exact(&mut content).unwrap();
+    assert_eq!(&content, b"new");
+}
+
+#[test]
+fn an_output_that_cannot_be_written_is_a_usage_error_that_names_it() {
+    let (source, dir) = (source(), TempDir::new().unwrap());
+    let file = dir.path().join("file");
+    fs::write(&file, "").unwrap();
+    for path in [dir.path().join("none/scores"), file.join("scores"), dir.path().to_path_buf()] {
+        let error = write_atomic(&path, |out| out.write_all(b"x").map_err(|e| write_error(&path, e))).unwrap_err();
+        assert_eq!(error.kind, Kind::Usage);
+        assert!(error.message.contains("cannot be written") && error.help.is_some(), "{error}");
+        assert!(error.message.contains(path.to_str().unwrap()), "{error}");
+    }
+    let error = export_to(&file.join("model"), source.path(), DType::F32, 1).unwrap_err();
+    assert!(error.kind == Kind::Usage && error.message.contains("cannot be written"), "{error}");
 }
 
 /// A safetensors file with this header and so many bytes of data.
