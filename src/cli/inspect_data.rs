@@ -1,6 +1,7 @@
 //! `limo-engine inspect data`: what training would see of its data, before any of it is trained on.
 
 use super::say;
+use super::terminal::visible;
 use crate::config::{Config, ModelConfig};
 use crate::data::{self, Chat, Dataset, Example};
 use crate::error::{Error, Result};
@@ -39,6 +40,7 @@ fn report(args: &DataArgs, marks: &Marks) -> Result<String> {
     let model = ModelConfig::from_file(&config.model.config_file()?)?;
     let chat = Chat::load(&config.model.tokenizer_folder()?, config.model.chat_template.as_deref(), model.vocab_size)?;
     let mut report = String::new();
+    let mut found = false;
     for (name, files) in [("train", &config.data.train), ("eval", &config.data.eval)] {
         if files.is_empty() {
             continue;
@@ -48,11 +50,15 @@ fn report(args: &DataArgs, marks: &Marks) -> Result<String> {
         if name == "train" {
             report.push_str(&steps(&config, &dataset)?);
         }
-        for example in chosen(&dataset, args, name)? {
+        for example in chosen(&dataset, args) {
+            found = true;
             report.push_str(&if args.tokens { table(example, &chat) } else { marks.row(example, &chat) });
         }
     }
-    Ok(report)
+    match &args.id {
+        Some(id) if !found => Err(Error::usage(format!("--id {id}: no row of data.train or data.eval has this id"))),
+        _ => Ok(report),
+    }
 }
 
 /// How an epoch falls into optimizer steps and micro-batches, in the order it will be trained in.
@@ -68,16 +74,11 @@ fn steps(config: &Config, dataset: &Dataset) -> Result<String> {
     Ok(format!("  an epoch: {steps} steps of up to {} rows, {micro_batches} micro-batches\n", config.train.batch))
 }
 
-fn chosen<'a>(dataset: &'a Dataset, args: &DataArgs, name: &str) -> Result<Vec<&'a Example>> {
+/// The rows to show.
+fn chosen<'a>(dataset: &'a Dataset, args: &DataArgs) -> Vec<&'a Example> {
     match &args.id {
-        None => Ok(dataset.examples.iter().take(args.rows).collect()),
-        Some(id) => {
-            let found: Vec<_> = dataset.examples.iter().filter(|example| example.id == *id).collect();
-            if found.is_empty() && name == "train" {
-                return Err(Error::usage(format!("--id {id}: no row of data.train has this id")));
-            }
-            Ok(found)
-        }
+        None => dataset.examples.iter().take(args.rows).collect(),
+        Some(id) => dataset.examples.iter().filter(|example| example.id == *id).collect(),
     }
 }
 
@@ -92,10 +93,10 @@ fn summary(name: &str, dataset: &Dataset) -> String {
     text.push_str(&quantiles("tokens", lengths));
     text.push_str(&quantiles("supervised", targets));
     for cut in &dataset.truncated {
-        text.push_str(&format!("  cut          {} (id {}): {} tokens\n", cut.source, cut.id, cut.tokens));
+        text.push_str(&format!("  cut          {} (id {}): {} tokens\n", cut.source, visible(&cut.id), cut.tokens));
     }
     for row in &dataset.rejected {
-        text.push_str(&format!("  rejected     {} (id {}): {}\n", row.source, row.id, row.reason));
+        text.push_str(&format!("  rejected     {} (id {}): {}\n", row.source, visible(&row.id), row.reason));
     }
     text
 }
@@ -110,7 +111,7 @@ fn quantiles(name: &str, mut values: Vec<usize>) -> String {
 
 /// One line a token: index, id, whether it is a target, text.
 fn table(example: &Example, chat: &Chat) -> String {
-    let mut text = format!("\nrow {}\n", example.id);
+    let mut text = format!("\nrow {}\n", visible(&example.id));
     for (index, (&token, &target)) in example.tokens.iter().zip(&example.supervised).enumerate() {
         let mark = if target { "target" } else { "" };
         text.push_str(&format!("{index:>7} {token:>7} {mark:<7} {:?}\n", chat.decode_raw(&[token])));
@@ -131,7 +132,8 @@ impl Marks {
 
     fn row(&self, example: &Example, chat: &Chat) -> String {
         let targets = example.supervised.iter().filter(|&&target| target).count();
-        let mut text = format!("\nrow {}: {} tokens, {targets} supervised\n", example.id, example.tokens.len());
+        let (id, tokens) = (visible(&example.id), example.tokens.len());
+        let mut text = format!("\nrow {id}: {tokens} tokens, {targets} supervised\n");
         let mut start = 0;
         for part in example.supervised.chunk_by(|a, b| a == b) {
             let (before, after) = if part[0] { self.supervised } else { self.masked };
@@ -142,11 +144,6 @@ impl Marks {
         text.push('\n');
         text
     }
-}
-
-/// Text without control characters, which could do anything to a terminal.
-fn visible(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() && c != '\n' && c != '\t' { '\u{fffd}' } else { c }).collect()
 }
 
 #[cfg(test)]
@@ -204,5 +201,32 @@ mod tests {
         assert!(tokens.ends_with("     25     402 target  \"<|im_end|>\"\n     26     198 target  \"\\n\"\n"), "{tokens}");
         let unknown = report_of(&["--id", "c"], &Marks::PLAIN).unwrap_err();
         assert!(unknown.message.contains("--id c: no row"), "{unknown}");
+    }
+
+    #[test]
+    fn a_row_of_data_eval_is_shown_by_its_id() {
+        let eval = tempfile::NamedTempFile::with_suffix(".jsonl").unwrap();
+        let row = "{\"id\": \"e\", \"question\": \"Far?\", \"solution\": \"Near.\"}\n";
+        std::fs::write(eval.path(), row).unwrap();
+        let evaluated = format!("data.eval={}", eval.path().display());
+        let text = report_of(&["-s", &evaluated, "--id", "e"], &Marks::PLAIN).unwrap();
+        assert!(text.contains("row e: ") && text.contains("Far?") && !text.contains("row 0"), "{text}");
+        let unknown = report_of(&["-s", &evaluated, "--id", "c"], &Marks::PLAIN).unwrap_err();
+        assert!(unknown.message.contains("--id c: no row"), "{unknown}");
+    }
+
+    #[test]
+    fn an_id_cannot_steer_the_terminal() {
+        let eval = tempfile::NamedTempFile::with_suffix(".jsonl").unwrap();
+        let rows = "{\"question\": \"Q\", \"solution\": \"A\"}\n{\"id\": \"\\u001b[2Jid\", \"question\": \"Q\", \"solution\": \"A longer answer\"}\n";
+        std::fs::write(eval.path(), rows).unwrap();
+        let evaluated = format!("data.eval={}", eval.path().display());
+        let short = ["-s", "data.max_tokens=27", "-s"];
+        let (dropped, cut) =
+            ([&short[..], &["data.overlong=drop"]].concat(), [&short[..], &["data.overlong=truncate"]].concat());
+        for flags in [&[][..], &["--tokens"], &dropped, &cut] {
+            let text = report_of(&[&["-s", &evaluated], flags].concat(), &Marks::PLAIN).unwrap();
+            assert!(text.contains("\u{fffd}[2Jid") && !text.contains('\x1b'), "{text:?}");
+        }
     }
 }

@@ -2,6 +2,7 @@
 
 use super::model::trained_system;
 use super::say;
+use super::terminal::visible;
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
 use crate::io::{Checkpoint, StoredDType};
@@ -32,7 +33,7 @@ pub fn run(args: ModelArgs) -> Result<()> {
     list_tensors(&checkpoint)?;
     compare(&config, &checkpoint).map_err(|e| e.context(args.dir.display()))?;
     if args.values {
-        checkpoint.names().try_for_each(|name| checkpoint.check_finite(name))?;
+        Layout::new(&config).tensors().try_for_each(|(name, _)| checkpoint.check_finite(name))?;
         say!("every value is finite")?;
     }
     Ok(())
@@ -61,7 +62,7 @@ fn list_tensors(checkpoint: &Checkpoint) -> Result<()> {
     let mut kinds: BTreeMap<(String, StoredDType, &[usize]), usize> = BTreeMap::new();
     for name in checkpoint.names() {
         let (dtype, shape) = checkpoint.info(name)?;
-        let part = |part: &str| if part.parse::<usize>().is_ok() { "*".to_string() } else { part.to_string() };
+        let part = |part: &str| if part.parse::<usize>().is_ok() { "*".to_string() } else { visible(part) };
         let kind = name.split('.').map(part).collect::<Vec<_>>().join(".");
         *kinds.entry((kind, dtype, shape)).or_default() += 1;
     }
@@ -86,7 +87,7 @@ fn compare(config: &ModelConfig, checkpoint: &Checkpoint) -> Result<()> {
         }
     }
     for name in checkpoint.names().filter(|name| !expected.contains_key(name)) {
-        say!("unexpected  {name}: ignored")?;
+        say!("unexpected  {}: ignored", visible(name))?;
     }
     for line in &wrong {
         say!("{line}")?;

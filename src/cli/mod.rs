@@ -11,6 +11,7 @@ mod model;
 mod progress;
 mod score;
 mod selftest;
+mod terminal;
 mod train;
 
 use crate::error::{Error, Kind, Result};

@@ -77,3 +77,19 @@ fn a_nan_is_found() {
     let (code, _, error) = inspect(dir.path());
     assert!(code == 3 && error.contains("holds 1 values that are NaN or infinite"), "{error}");
 }
+
+#[test]
+fn a_tensor_that_is_ignored_is_not_checked_and_cannot_steer_the_terminal() {
+    let (dir, weights) = copy("\"qwen2\"", "\"qwen2\"");
+    let bytes = fs::read(&weights).unwrap();
+    let (length, rest) = bytes.split_first_chunk::<8>().unwrap();
+    let (header, data) = rest.split_at(u64::from_le_bytes(*length) as usize);
+    let mut header: serde_json::Value = serde_json::from_slice(header).unwrap();
+    let offsets = [data.len(), data.len() + 4];
+    header["extra\u{1b}[2J"] = serde_json::json!({ "dtype": "I8", "shape": [4], "data_offsets": offsets });
+    let header = header.to_string();
+    fs::write(&weights, [&(header.len() as u64).to_le_bytes(), header.as_bytes(), data, &[1; 4]].concat()).unwrap();
+    let output = succeed(inspect(dir.path()));
+    assert!(output.contains("unexpected  extra\u{fffd}[2J: ignored") && output.contains("every value is finite"), "{output}");
+    assert!(output.contains("1 × extra\u{fffd}[2J") && !output.contains('\u{1b}'), "{output:?}");
+}
