@@ -1,14 +1,10 @@
 //! `bench`, `selftest` and the queue for the first GPU, on a machine that may have none.
 
-use assert_cmd::Command;
+use crate::command::{limo_engine, limo_engine_with, succeed};
 use limo_engine::device::gpu::visible_devices;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::Output;
-
-fn limo(arguments: &[&str]) -> Output {
-    Command::cargo_bin("limo-engine").unwrap().args(arguments).output().unwrap()
-}
+use std::process::{Command, Output};
 
 fn text(bytes: &[u8]) -> String {
     String::from_utf8(bytes.to_vec()).unwrap()
@@ -28,9 +24,8 @@ fn without_a_gpu_bench_is_a_sentence() {
         return;
     }
     for arguments in [&["bench"][..], &["bench", "rmsnorm", "--device", "cuda"]] {
-        let output = limo(arguments);
-        let error = text(&output.stderr);
-        assert_eq!(output.status.code(), Some(2), "{error}");
+        let (code, _, error) = limo_engine(arguments);
+        assert_eq!(code, 2, "{error}");
         assert!(error.contains("help:") && !error.contains("panicked"), "{error}");
     }
 }
@@ -40,9 +35,8 @@ fn unknown_names_list_the_known_ones() {
     for (arguments, known) in
         [(["bench", "attention"], "ceilings, rmsnorm"), (["selftest", "attention"], "conformance, rms_norm")]
     {
-        let output = limo(&arguments);
-        let error = text(&output.stderr);
-        assert!(output.status.code() == Some(2) && error.contains("attention") && error.contains(known), "{error}");
+        let (code, _, error) = limo_engine(&arguments);
+        assert!(code == 2 && error.contains("attention") && error.contains(known), "{error}");
     }
 }
 
@@ -50,16 +44,16 @@ fn unknown_names_list_the_known_ones() {
 fn on_the_emulator_bench_checks_and_times_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let json = folder.path().join("bench.json");
-    let output = limo(&["bench", "rmsnorm", "--device", "emulator", "--json", json.to_str().unwrap()]);
-    if text(&output.stderr).contains("built without the emulator") {
+    let run = limo_engine(&["bench", "rmsnorm", "--device", "emulator", "--json", json.to_str().unwrap()]);
+    if run.2.contains("built without the emulator") {
         return eprintln!("skipped: 1 test, no C++ compiler for the emulator");
     }
-    assert!(output.status.success(), "{}", text(&output.stderr));
+    let output = succeed(run);
     let report: serde_json::Value = serde_json::from_slice(&std::fs::read(json).unwrap()).unwrap();
     let results = report["results"].as_array().unwrap();
     assert_eq!(results.len(), 30, "ten versions at three widths");
     assert!(results.iter().all(|result| result.get("milliseconds").is_none()), "{report}");
-    assert!(text(&output.stdout).contains("says nothing about a GPU"));
+    assert!(output.contains("says nothing about a GPU"));
 }
 
 #[test]
@@ -67,24 +61,21 @@ fn selftest_counts_what_no_gpu_could_run_and_can_insist_on_one() {
     if !no_gpu() {
         return;
     }
-    let run = |require: &str| {
-        let mut command = Command::cargo_bin("limo-engine").unwrap();
-        command.args(["selftest", "conformance"]).env("LIMO_REQUIRE_GPU", require).output().unwrap()
-    };
-    let output = run("0");
-    if text(&output.stderr).contains("built without the emulator") {
+    let run = |require: &str| limo_engine_with(&[("LIMO_REQUIRE_GPU", require)], &["selftest", "conformance"]);
+    let relaxed = run("0");
+    if relaxed.2.contains("built without the emulator") {
         return eprintln!("skipped: 1 test, no C++ compiler for the emulator");
     }
-    let report = text(&output.stdout);
-    assert!(output.status.success() && report.contains(": no GPU is visible") && report.contains(" 0 failed"), "{report}");
-    let insisted = run("1");
-    assert!(insisted.status.code() == Some(1) && text(&insisted.stderr).contains("LIMO_REQUIRE_GPU"), "{insisted:?}");
+    let report = succeed(relaxed);
+    assert!(report.contains(": no GPU is visible") && report.contains(" 0 failed"), "{report}");
+    let (code, _, error) = run("1");
+    assert!(code == 1 && error.contains("LIMO_REQUIRE_GPU"), "{code}: {error}");
 }
 
 /// tools/gpu/queue.sh with a state folder of its own.
 fn queue(state: &Path, binary: &Path, minutes: &str, arguments: &[&str]) -> Output {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tools/gpu/queue.sh");
-    let mut command = std::process::Command::new("bash");
+    let mut command = Command::new("bash");
     command.arg(script).args(arguments);
     command.env("STATE", state).env("LIMO", binary).env("MINUTES", minutes).env("OUT", state).output().unwrap()
 }

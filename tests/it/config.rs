@@ -1,5 +1,6 @@
 //! Configurations and model files: what is read, and what each mistake is told.
 
+use crate::command::limo_engine;
 use limo_engine::config::{Config, Every, ModelConfig, Normalize, Overlong, Recompute, Schedule};
 use limo_engine::error::{Error, Kind};
 use limo_engine::model::Layout;
@@ -210,8 +211,8 @@ proptest! {
 
 /// Runs the program and returns its exit code and standard error.
 fn run(arguments: &[&str]) -> (i32, String) {
-    let output = assert_cmd::Command::cargo_bin("limo-engine").unwrap().args(arguments).output().unwrap();
-    (output.status.code().unwrap(), String::from_utf8(output.stderr).unwrap())
+    let (code, _, error) = limo_engine(arguments);
+    (code, error)
 }
 
 #[test]

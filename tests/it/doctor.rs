@@ -1,6 +1,6 @@
 //! What `limo-engine doctor` prints, of this machine and of others.
 
-use assert_cmd::Command;
+use crate::command::{limo_engine, limo_engine_with, succeed};
 use limo_engine::cli::doctor::{Cpu, Facts, render};
 use limo_engine::comm::launch::{LaunchEnvironment, Starter};
 use limo_engine::device::gpu::DeviceInfo;
@@ -73,9 +73,7 @@ fn a_machine_without_anything() {
 
 #[test]
 fn doctor_never_fails_and_says_what_it_looked_for() {
-    let output = Command::cargo_bin("limo-engine").unwrap().arg("doctor").output().unwrap();
-    assert!(output.status.success());
-    let text = String::from_utf8(output.stdout).unwrap();
+    let text = succeed(limo_engine(&["doctor"]));
     for heading in ["GPUs", "Libraries", "Kernels", "CPU", "Launch environment"] {
         assert!(text.contains(&format!("\n{heading}\n")), "{text}");
     }
@@ -84,8 +82,6 @@ fn doctor_never_fails_and_says_what_it_looked_for() {
 
 #[test]
 fn a_contradictory_launch_environment_is_a_finding() {
-    let mut doctor = Command::cargo_bin("limo-engine").unwrap();
-    let output = doctor.arg("doctor").env("PMI_RANK", "4").env("PMI_SIZE", "4").output().unwrap();
-    let text = String::from_utf8(output.stdout).unwrap();
-    assert!(output.status.success() && text.contains("PMI_RANK=4 is not below PMI_SIZE=4"), "{text}");
+    let text = succeed(limo_engine_with(&[("PMI_RANK", "4"), ("PMI_SIZE", "4")], &["doctor"]));
+    assert!(text.contains("PMI_RANK=4 is not below PMI_SIZE=4"), "{text}");
 }

@@ -1,6 +1,7 @@
 //! The driver launcher and cuBLASLt, over libraries with their ABI that work in host memory (tests/fake_cuda): everything but
 //! the GPU itself. A process loads each library once, so every case runs in a process of its own.
 
+use crate::command::{limo_engine, succeed};
 use limo_engine::bench::ceilings;
 use limo_engine::bench::selftest::{self, Target};
 use limo_engine::device::driver::Driver;
@@ -257,8 +258,7 @@ fn a_copy_is_timed_by_the_device_and_counted_both_ways() {
 #[test]
 fn case_tables_pass_on_a_gpu() {
     if visible_devices().unwrap() > 0 {
-        let mut selftest = assert_cmd::Command::cargo_bin("limo-engine").unwrap();
-        selftest.args(["selftest", "--device", "cuda"]).assert().success();
+        succeed(limo_engine(&["selftest", "--device", "cuda"]));
         return;
     }
     let skipped = selftest::run(Target::Absent("no GPU is visible"), &[]).unwrap().len();
