@@ -59,7 +59,7 @@ pub fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // Standard error may be closed too.
-            let _ = writeln!(std::io::stderr(), "error: {error}");
+            let _ = writeln!(std::io::stderr(), "error: {}", terminal::visible(&error.to_string()));
             ExitCode::from(error.kind.exit_code())
         }
     }

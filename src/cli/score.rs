@@ -7,7 +7,7 @@ use super::model::trained_system;
 use super::say;
 use crate::config::{FieldNames, ModelConfig};
 use crate::data::{Chat, Example, IGNORE, load_conversations, load_questions, pack};
-use crate::error::{Error, Result, io_error};
+use crate::error::{Error, Result, write_error};
 use crate::io::{Checkpoint, write_atomic};
 use crate::sample::Scorer;
 use clap::ValueEnum;
@@ -123,8 +123,8 @@ pub fn run(args: ScoreArgs) -> Result<()> {
                     token_ids: args.logprobs.then(|| scores.iter().map(|&(target, _)| target).collect()),
                     logprobs: args.logprobs.then(|| scores.iter().map(|&(_, value)| value).collect()),
                 };
-                serde_json::to_writer(&mut *out, &scored).map_err(|e| io_error(&args.output, e.into()))?;
-                out.write_all(b"\n").map_err(|e| io_error(&args.output, e))?;
+                serde_json::to_writer(&mut *out, &scored).map_err(|e| write_error(&args.output, e.into()))?;
+                out.write_all(b"\n").map_err(|e| write_error(&args.output, e))?;
             }
         }
         Ok(())

@@ -5,6 +5,7 @@ use super::launch::require_single_process;
 use super::memory::require_host_memory;
 use super::progress::{Progress, clock};
 use super::say;
+use super::terminal::visible;
 use crate::config::{Config, ModelConfig, OutputDtype, Recompute, read_json};
 use crate::data::{Chat, Dataset, Message, Prompt, load, read_prompts, require_fit};
 use crate::error::{Error, Result};
@@ -103,10 +104,10 @@ fn describe(what: &str, data: &Dataset) -> String {
         data.truncated.len()
     );
     for rejected in &data.rejected {
-        text += &format!("\n  rejected {} (id {}): {}", rejected.source, rejected.id, rejected.reason);
+        text += &format!("\n  rejected {} (id {}): {}", rejected.source, visible(&rejected.id), rejected.reason);
     }
     for cut in &data.truncated {
-        text += &format!("\n  truncated {} (id {}): had {} tokens", cut.source, cut.id, cut.tokens);
+        text += &format!("\n  truncated {} (id {}): had {} tokens", cut.source, visible(&cut.id), cut.tokens);
     }
     text
 }
@@ -253,6 +254,7 @@ impl<'a> Sampler<'a> {
         let texts: Vec<String> = answers.iter().map(|a| self.chat.decode(&a.tokens)).collect();
         for ((prompt, text), answer) in self.samples.prompts.iter().zip(&texts).zip(&answers).take(Self::SHOWN) {
             let question = prompt.messages.last().map_or("", |m: &Message| m.content.as_str());
+            let (question, text) = (visible(question), visible(text));
             let end = if answer.stopped { "" } else { " […]" };
             progress.line(&format!(
                 "sample at step {step}, id {}: {question}\n  {}{end}",

@@ -1,6 +1,6 @@
 //! metrics.jsonl: one object a step, one an evaluation, each written through as it happens.
 
-use crate::error::{Result, io_error};
+use crate::error::{Result, write_error};
 use serde::Serialize;
 use std::fs::File;
 use std::io::Write;
@@ -58,13 +58,13 @@ pub struct Metrics {
 impl Metrics {
     /// Starts an empty file.
     pub fn create(path: &Path) -> Result<Self> {
-        let file = File::create(path).map_err(|e| io_error(path, e))?;
+        let file = File::create(path).map_err(|e| write_error(path, e))?;
         Ok(Metrics { path: path.to_path_buf(), file })
     }
 
     pub fn write(&mut self, record: &impl Serialize) -> Result<()> {
-        let mut line = serde_json::to_string(record).map_err(|e| io_error(&self.path, e.into()))?;
+        let mut line = serde_json::to_string(record).map_err(|e| write_error(&self.path, e.into()))?;
         line.push('\n');
-        self.file.write_all(line.as_bytes()).map_err(|e| io_error(&self.path, e))
+        self.file.write_all(line.as_bytes()).map_err(|e| write_error(&self.path, e))
     }
 }

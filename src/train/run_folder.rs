@@ -1,7 +1,7 @@
 //! The folder of a run: whose it is, what it holds already, what may be written.
 
 use crate::config::Config;
-use crate::error::{Error, Result, io_error};
+use crate::error::{Error, Result, io_error, write_error};
 use crate::io::write_atomic;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -148,17 +148,17 @@ impl RunFolder {
 
     /// Makes the folder, removes what an earlier run left there, and writes the resolved configuration.
     pub fn begin(&self, config: &Config) -> Result<()> {
-        std::fs::create_dir_all(&self.path).map_err(|e| cannot_write(&self.path, e))?;
+        std::fs::create_dir_all(&self.path).map_err(|e| write_error(&self.path, e).context("output.dir"))?;
         for name in OURS {
             let path = self.path.join(name);
             let removed = if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
             match removed {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(cannot_write(&path, error)),
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(write_error(&path, error)),
                 _ => {}
             }
         }
         let text = format!("{MARK}.\n\n{}", config.to_toml());
-        write_atomic(&self.config(), |out| out.write_all(text.as_bytes()).map_err(|e| cannot_write(&self.config(), e)))
+        write_atomic(&self.config(), |out| out.write_all(text.as_bytes()).map_err(|e| write_error(self.config(), e)))
     }
 
     fn config(&self) -> PathBuf {
@@ -180,9 +180,4 @@ fn flatten(prefix: &str, table: &toml::Table) -> Vec<(String, String)> {
         value => vec![(format!("{prefix}{key}"), value.to_string())],
     };
     table.iter().flat_map(leaf).collect()
-}
-
-fn cannot_write(path: &Path, error: std::io::Error) -> Error {
-    Error::usage(format!("{}: cannot be written: {error}", path.display()))
-        .help("set output.dir to a folder that you can write to")
 }
