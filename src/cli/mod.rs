@@ -22,7 +22,7 @@ use std::process::ExitCode;
 /// Fine-tune Qwen2-family models with all parameters on long reasoning chains.
 ///
 /// Exit codes: 0 done, 1 internal error, 2 usage or configuration, 3 data, 4 does not fit in memory, 5 loss not finite,
-/// 6 communication, 7 checkpoint, 75 stopped by a signal.
+/// 6 communication; 7 (checkpoint) and 75 (stopped by a signal, with a checkpoint) are reserved.
 #[derive(Parser)]
 #[command(name = "limo-engine", version, propagate_version = true)]
 struct Cli {

@@ -14,7 +14,7 @@ use clap::ValueEnum;
 use serde::Serialize;
 use serde_json::Value;
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Log-probabilities of responses or prompts under a model, a row of output for each row of input
 ///
@@ -64,12 +64,29 @@ struct Scored {
     logprobs: Option<Vec<f32>>,
 }
 
+/// The output must be neither the input nor a file of the model, by whatever name.
+fn refuse_to_replace_inputs(args: &ScoreArgs) -> Result<()> {
+    let real = |path: &Path| path.canonicalize().ok();
+    // A new file has no real path yet, but its folder has.
+    let output = real(&args.output).or_else(|| Some(real(args.output.parent()?)?.join(args.output.file_name()?)));
+    let (Some(output), model) = (output, real(&args.model)) else { return Ok(()) };
+    let replaced = if real(&args.input).as_ref() == Some(&output) {
+        "--input"
+    } else if model.is_some_and(|model| output.starts_with(model)) {
+        "a file of --model"
+    } else {
+        return Ok(());
+    };
+    Err(Error::usage(format!("--output {} would replace {replaced}", args.output.display())).help("give another --output"))
+}
+
 pub fn run(args: ScoreArgs) -> Result<()> {
     /// Rows that are packed together; the output is written in input order after each group.
     const GROUP: usize = 256;
     const MICRO_TOKENS: usize = 4096;
 
     require_single_process(None)?;
+    refuse_to_replace_inputs(&args)?;
     let ops = args.device.ops()?;
     let config = ModelConfig::from_file(&args.model.join("config.json"))?;
     let chat = Chat::load(&args.model, None, config.vocab_size)?;

@@ -34,7 +34,7 @@ pub struct TrainArgs {
     /// Data-parallel ranks; this version has one
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     ranks: Option<u32>,
-    /// auto: go on where output.dir stands; never: start over
+    /// auto: leave a finished run as it is, start an unfinished one over; never: refuse both
     #[arg(long, value_name = "auto|never|PATH", default_value = "auto")]
     resume: String,
     /// Delete the run that output.dir holds
@@ -57,7 +57,7 @@ pub fn run(args: TrainArgs) -> Result<()> {
     require_single_process(args.ranks)?;
     let config = Config::load(&args.config, &args.set)?;
     let ops = args.device.ops()?;
-    let (folder, start) = RunFolder::open(&config, resume, args.overwrite)?;
+    let (mut folder, start) = RunFolder::open(&config, resume, args.overwrite)?;
     if start == Start::Finished && !args.dry_run {
         return say!("{} holds a finished run; --overwrite starts over", folder.path.display());
     }
@@ -83,6 +83,9 @@ pub fn run(args: TrainArgs) -> Result<()> {
     let mut engine = Engine::new(ops, &architecture, plan.sizes)?;
     load_weights(&mut engine, &config, &architecture)?;
     let sampler = samples.map(|samples| Sampler::new(samples, &engine, &chat)).transpose()?;
+    if folder.metrics().exists() {
+        say!("{}: starting over, the earlier run there is discarded (this version resumes nothing)", folder.path.display())?;
+    }
     folder.begin(&config)?;
     let mut reporter = Reporter { progress: Progress::new(steps), sampler };
     let job = Job { config: &config, train: &data, eval: eval.as_ref(), memory: plan.ledger.total() };

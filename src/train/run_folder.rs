@@ -3,6 +3,7 @@
 use crate::config::Config;
 use crate::error::{Error, Result, io_error, write_error};
 use crate::io::write_atomic;
+use std::fs::{File, TryLockError};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -26,6 +27,8 @@ pub enum Start {
 
 pub struct RunFolder {
     pub path: PathBuf,
+    /// Held from the start of a run to the end of the process.
+    lock: Option<File>,
 }
 
 const CONFIG: &str = "config.toml";
@@ -33,6 +36,8 @@ const METRICS: &str = "metrics.jsonl";
 const MODEL: &str = "model";
 /// All that a run writes, what an interrupted write leaves behind included.
 const OURS: [&str; 6] = [CONFIG, METRICS, MODEL, ".config.toml.tmp", ".model.tmp", ".model.old"];
+/// Locked while a run writes to the folder; the file itself stays.
+const LOCK: &str = ".lock";
 /// The first line of our `config.toml`, by which a folder is known as a run's.
 const MARK: &str = "# The resolved configuration of a limo-engine run";
 /// Keys that may differ between a run and its continuation.
@@ -46,7 +51,7 @@ impl RunFolder {
     /// `Never` without `overwrite`; if it holds a finished run of another configuration.
     pub fn open(config: &Config, resume: Resume, overwrite: bool) -> Result<(RunFolder, Start)> {
         let path = &config.output.dir;
-        let folder = RunFolder { path: path.clone() };
+        let folder = RunFolder { path: path.clone(), lock: None };
         if !path.exists() {
             return Ok((folder, Start::Fresh));
         }
@@ -77,7 +82,7 @@ impl RunFolder {
         for entry in std::fs::read_dir(&self.path).map_err(|e| io_error(&self.path, e))? {
             names.push(entry.map_err(|e| io_error(&self.path, e))?.file_name().to_string_lossy().into_owned());
         }
-        if let Some(foreign) = names.iter().find(|name| !OURS.contains(&name.as_str())) {
+        if let Some(foreign) = names.iter().find(|name| !OURS.contains(&name.as_str()) && *name != LOCK) {
             let what = format!("{path}: output.dir holds {foreign}, which no run of limo-engine wrote");
             return Err(Error::usage(what).help(choose));
         }
@@ -147,8 +152,17 @@ impl RunFolder {
     }
 
     /// Makes the folder, removes what an earlier run left there, and writes the resolved configuration.
-    pub fn begin(&self, config: &Config) -> Result<()> {
+    ///
+    /// Errors: usage, if the folder cannot be written to, or another run writes to it now.
+    pub fn begin(&mut self, config: &Config) -> Result<()> {
         std::fs::create_dir_all(&self.path).map_err(|e| write_error(&self.path, e).context("output.dir"))?;
+        let path = self.path.join(LOCK);
+        let lock = File::create(&path).map_err(|e| write_error(&path, e).context("output.dir"))?;
+        if let Err(TryLockError::WouldBlock) = lock.try_lock() {
+            return Err(Error::usage(format!("{}: another run is writing to output.dir", self.path.display()))
+                .help("wait for it, stop it, or choose another output.dir"));
+        }
+        self.lock = Some(lock);
         for name in OURS {
             let path = self.path.join(name);
             let removed = if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };

@@ -160,6 +160,37 @@ fn a_run_never_replaces_what_it_reads() {
 }
 
 #[test]
+fn scores_never_replace_input_or_model() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = config(folder.path(), "");
+    assert_eq!(train(&config, &[]).0, 0);
+    let [model, input, link, weights] = ["run/model", "rows.jsonl", "link.jsonl", "run/model/model.safetensors"]
+        .map(|name| folder.path().join(name).to_str().unwrap().to_string());
+    std::os::unix::fs::symlink(&input, &link).unwrap();
+    let before = [&input, &weights].map(|path| std::fs::read(path).unwrap());
+    let new = format!("{model}/new.jsonl");
+    for (output, named) in [(&input, "--input"), (&link, "--input"), (&weights, "--model"), (&new, "--model")] {
+        let (code, _, error) = limo_engine(&["score", "--model", &model, "--input", &input, "--output", output]);
+        assert!(code == 2 && error.contains(named), "{output}: {code}: {error}");
+    }
+    assert!([&input, &weights].map(|path| std::fs::read(path).unwrap()) == before);
+}
+
+#[test]
+fn two_runs_do_not_share_a_folder() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = config(folder.path(), "");
+    let run = folder.path().join("run");
+    std::fs::create_dir(&run).unwrap();
+    let lock = std::fs::File::create(run.join(".lock")).unwrap();
+    lock.lock().unwrap();
+    let (code, error) = train(&config, &[]);
+    assert!(code == 2 && error.contains("another run"), "{code}: {error}");
+    drop(lock);
+    assert_eq!(train(&config, &[]).0, 0);
+}
+
+#[test]
 fn one_of_several_processes_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     let config = config(folder.path(), "");
