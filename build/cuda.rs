@@ -1,6 +1,7 @@
 //! `.cu` → nvcc → one fatbin a file, embedded through `OUT_DIR/images.rs`. A build without nvcc embeds the reason instead.
 
-use crate::sources::Source;
+use crate::cache::cached;
+use crate::sources::{Source, in_parallel};
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -60,13 +61,16 @@ pub fn build(sources: &[Source], out: &Path) {
 /// Runs nvcc on one file and returns what ptxas says of its registers and spills.
 fn compile(nvcc: &Path, source: &Source, fatbin: &Path, out: &Path) -> String {
     let mut command = Command::new(nvcc);
+    let headers = out.join("include");
     // Products and sums are fused where the source says so and nowhere else: the emulator then computes the same bits.
     command.args(["-fatbin", "-std=c++17", "-O3", "-fmad=false", "-Xptxas=-v", "-Werror=all-warnings"]).args(TARGETS);
-    command.arg("-Ikernels").arg("-I").arg(out.join("include")).arg("-o").arg(fatbin).arg(&source.path);
-    let output = command.output().unwrap_or_else(|error| panic!("{}: {error}", nvcc.display()));
-    let report = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(output.status.success(), "nvcc fails on {}:\n{report}", source.path.display());
-    report
+    command.arg("-Ikernels").arg("-I").arg(&headers).arg("-o").arg(fatbin).arg(&source.path);
+    cached(fatbin, &format!("{command:?}"), &[&source.path], &[Path::new("kernels"), &headers], || {
+        let output = command.output().unwrap_or_else(|error| panic!("{}: {error}", nvcc.display()));
+        let report = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "nvcc fails on {}:\n{report}", source.path.display());
+        report
+    })
 }
 
 /// The first nvcc that runs and is not too old, or why there is none.
@@ -101,15 +105,4 @@ fn version(nvcc: &Path) -> Result<(), String> {
         }
         _ => Err(format!("{} --version does not state a release", nvcc.display())),
     }
-}
-
-/// Maps over `items` with as many threads as Cargo granted jobs; results keep their order.
-fn in_parallel<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<R> {
-    let jobs = std::env::var("NUM_JOBS").ok().and_then(|jobs| jobs.parse().ok()).unwrap_or(1).max(1);
-    let share = items.len().div_ceil(jobs).max(1);
-    std::thread::scope(|scope| {
-        let threads: Vec<_> =
-            items.chunks(share).map(|chunk| scope.spawn(|| chunk.iter().map(&work).collect::<Vec<R>>())).collect();
-        threads.into_iter().flat_map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
-    })
 }

@@ -1,8 +1,13 @@
 //! `.cu` → C++ compiler → objects of the emulator, twice: plain, and checked (every load and store reported to `device::emulator`).
 
-use crate::sources::Source;
+use crate::cache::cached;
+use crate::sources::{Source, in_parallel};
+use std::collections::BTreeSet;
 use std::fmt::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+/// Included before every source.
+const FORCED: &str = "kernels/emulator/cuda.h";
 
 /// A build of all kernels for this CPU. Symbols of the two builds differ by `prefix`, so that both live in one binary.
 struct Flavour {
@@ -25,11 +30,12 @@ pub fn build(sources: &[Source], out: &Path) {
     }
     for flavour in &FLAVOURS {
         let mut kernels = compiler(sources, flavour, out);
-        kernels.files(sources.iter().map(|source| &source.path));
         flavour.flags.iter().for_each(|flag| {
             kernels.flag(flag);
         });
-        kernels.compile(&format!("limo_kernels_{}", flavour.name));
+        let objects = in_parallel(sources, |source| compile(&kernels, source, flavour, out));
+        let mut archive = cc::Build::new();
+        archive.cpp(true).cpp_link_stdlib(None).objects(objects).compile(&format!("limo_kernels_{}", flavour.name));
 
         // The table copies parameter blocks, which are no device memory: it is never instrumented.
         let table = out.join(format!("{}.cpp", flavour.name));
@@ -44,6 +50,22 @@ fn has_compiler() -> bool {
     compiler.is_ok_and(|c| c.to_command().arg("--version").output().is_ok_and(|output| output.status.success()))
 }
 
+/// The object of one source.
+fn compile(compiler: &cc::Build, source: &Source, flavour: &Flavour, out: &Path) -> PathBuf {
+    let object = out.join(format!("{}.{}.{}.o", flavour.name, source.family, source.stem()));
+    let mut command = compiler.get_compiler().to_command();
+    command.arg("-c").arg("-o").arg(&object).arg(&source.path);
+    let headers = [Path::new("kernels"), Path::new("kernels/emulator"), &out.join("include")];
+    cached(&object, &format!("{command:?}"), &[&source.path, Path::new(FORCED)], &headers, || {
+        let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+        let report = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success(), "{command:?} fails:\n{report}");
+        report.lines().for_each(|line| println!("cargo::warning={line}"));
+        report
+    });
+    object
+}
+
 /// Freestanding-style C++: no exceptions, no run-time types, no standard library to link.
 fn compiler(sources: &[Source], flavour: &Flavour, out: &Path) -> cc::Build {
     let mut build = cc::Build::new();
@@ -52,7 +74,7 @@ fn compiler(sources: &[Source], flavour: &Flavour, out: &Path) -> cc::Build {
     for flag in ["-xc++", "-fno-exceptions", "-fno-rtti", "-fno-stack-protector", "-ffp-contract=off", "-fno-math-errno"] {
         build.flag(flag);
     }
-    build.flag("-Wno-unknown-pragmas").flag("-include").flag("kernels/emulator/cuda.h");
+    build.flag("-Wno-unknown-pragmas").flag("-include").flag(FORCED);
     if !flavour.prefix.is_empty() {
         build.define("limo", format!("{}limo", flavour.prefix).as_str());
         for kernel in sources.iter().flat_map(|source| &source.kernels) {
@@ -65,7 +87,9 @@ fn compiler(sources: &[Source], flavour: &Flavour, out: &Path) -> cc::Build {
 /// A C++ table from kernel names to functions that take a pointer to the parameter block.
 fn registry(sources: &[Source], flavour: &Flavour) -> String {
     let kernels = || sources.iter().flat_map(|source| &source.kernels);
-    let mut text = "#include \"params.h\"\n#include \"emulator/registry.h\"\n".to_string();
+    let families: BTreeSet<&str> = sources.iter().map(|source| source.family.as_str()).collect();
+    let headers = families.iter().map(|family| format!("#include \"params/{family}.h\"\n"));
+    let mut text = headers.collect::<String>() + "#include \"emulator/registry.h\"\n";
     for kernel in kernels() {
         writeln!(text, "extern \"C\" void {}(const limo::{});", kernel.name, kernel.params).expect("a string");
     }

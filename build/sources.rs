@@ -58,3 +58,14 @@ fn kernel(rest: &str) -> Option<Kernel> {
     let (params, _) = arguments.trim_start().strip_prefix("const __grid_constant__ ")?.split_once(' ')?;
     Some(Kernel { name: name.to_string(), params: params.to_string() })
 }
+
+/// Maps over `items` with as many threads as Cargo granted jobs; results keep their order.
+pub fn in_parallel<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<R> {
+    let jobs = std::env::var("NUM_JOBS").ok().and_then(|jobs| jobs.parse().ok()).unwrap_or(1).max(1);
+    let share = items.len().div_ceil(jobs).max(1);
+    std::thread::scope(|scope| {
+        let threads: Vec<_> =
+            items.chunks(share).map(|chunk| scope.spawn(|| chunk.iter().map(&work).collect::<Vec<R>>())).collect();
+        threads.into_iter().flat_map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
+    })
+}

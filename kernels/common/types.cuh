@@ -46,7 +46,7 @@ __device__ __forceinline__ bf16x8 to_bf16(const f32x8 &wide) {
     return packed;
 }
 
-// A device address in a parameter block; the Rust twin is `Ptr` of params.rs. Null: the operand is absent.
+// A device address in a parameter block; the Rust twin is `Ptr` of src/ops/cuda/params. Null: the operand is absent.
 template <typename T> struct Ptr {
     uint64_t address;
     __device__ __forceinline__ operator T *() const { return reinterpret_cast<T *>(address); }

@@ -1,6 +1,6 @@
 // Micro-kernels for the wrappers that move bytes: the output is the input, or where shared memory lies. One block.
 #include "common/warp.cuh"
-#include "params.h"
+#include "params/conformance.h"
 
 using namespace limo;
 

@@ -1,6 +1,6 @@
 // Micro-kernels for the wrappers that compute: each writes raw words for words of input. One block.
 #include "common/types.cuh"
-#include "params.h"
+#include "params/conformance.h"
 
 using namespace limo;
 

@@ -1,6 +1,6 @@
 // Micro-kernels for the wrappers by which threads wait for and talk to one another. One block of B threads; words come in rounds of B.
 #include "common/warp.cuh"
-#include "params.h"
+#include "params/conformance.h"
 
 using namespace limo;
 

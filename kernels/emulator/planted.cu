@@ -1,7 +1,7 @@
 // Bugs planted on purpose, each beside its correct twin (`bug` = 0): the checked emulator must find every one and no twin.
 // One block of N threads unless said otherwise; input and output are [N].
 #include "common/warp.cuh"
-#include "params.h"
+#include "params/emulator.h"
 
 using namespace limo;
 

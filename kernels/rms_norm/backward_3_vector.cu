@@ -3,7 +3,7 @@
 // Gain over version 2: not yet measured on a GPU.
 // T rows, D width, P partial sums (the grid), B threads a block, W = B/32 warps.
 #include "common/warp.cuh"
-#include "params.h"
+#include "params/rms_norm.h"
 #include "rms_norm/chunk.cuh"
 
 namespace limo {

@@ -4,7 +4,7 @@
 // Gain over version 3: not yet measured on a GPU.
 // T rows, D width, P partial sums (the grid), W warps a block, C chunks a lane.
 #include "common/warp.cuh"
-#include "params.h"
+#include "params/rms_norm.h"
 #include "rms_norm/chunk.cuh"
 
 namespace limo {

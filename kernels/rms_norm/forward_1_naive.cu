@@ -4,7 +4,7 @@
 // Gain: the baseline. Not yet measured on a GPU.
 // T rows, D width, B threads a block (a power of two).
 #include "common/warp.cuh"
-#include "params.h"
+#include "params/rms_norm.h"
 
 using namespace limo;
 

@@ -4,7 +4,7 @@
 // Gain over version 1: not yet measured on a GPU.
 // T rows, D width, B threads a block, W = B/32 warps.
 #include "common/warp.cuh"
-#include "params.h"
+#include "params/rms_norm.h"
 
 using namespace limo;
 

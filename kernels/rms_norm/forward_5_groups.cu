@@ -4,7 +4,7 @@
 // Gain over version 4: not yet measured on a GPU.
 // T rows, D width, G groups a block, W warps a group, C chunks a lane.
 #include "common/warp.cuh"
-#include "params.h"
+#include "params/rms_norm.h"
 #include "rms_norm/chunk.cuh"
 
 namespace limo {

@@ -3,7 +3,7 @@
 // memory at once, 32 loads a thread in flight, and one warp adds them up from there.
 // P partial sums, D width; P threads a block.
 #include "common/warp.cuh"
-#include "params.h"
+#include "params/rms_norm.h"
 
 using namespace limo;
 
