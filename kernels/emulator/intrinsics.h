@@ -9,6 +9,23 @@ void limo_named_barrier(int id, int threads);
 void limo_warp_barrier();
 uint32_t limo_shuffle(uint32_t value, int source_lane);
 void limo_misaligned(const void *address);
+uint32_t limo_ballot(uint32_t condition);
+uint32_t limo_take_ticket(uint32_t *counter);
+void limo_ordered_wait(const uint32_t *turn_address, uint32_t turn);
+void limo_pass_turn(uint32_t *turn_address, uint32_t turn);
+void limo_copy_async(void *to, const void *from, uint32_t bytes);
+void limo_copy_async_commit();
+void limo_copy_async_wait(uint32_t pending);
+// By value, so that fragments stay in registers.
+struct LimoSums {
+    float at[4];
+};
+LimoSums limo_mma_m16n8k16(float d0, float d1, float d2, float d3, uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,
+                           uint32_t b1);
+struct LimoFragment {
+    uint32_t at[4];
+};
+LimoFragment limo_ldmatrix_x4(const void *row, uint32_t transposed);
 }
 
 namespace limo {
@@ -27,6 +44,13 @@ inline uint32_t pack_bf16x2(float low, float high) { return bf16_bits(low) | bf1
 inline float multiply_add(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 
 inline float reciprocal_sqrt(float value) { return 1.0f / __builtin_sqrtf(value); }
+
+inline uint32_t multiply_high(uint32_t a, uint32_t b) { return uint32_t(uint64_t(a) * b >> 32); }
+inline float square_root(float value) { return __builtin_sqrtf(value); }
+inline float maximum(float a, float b) { return a != a ? a : b != b ? b : a > b ? a : b; }
+inline float exp2_approximate(float value) { return __builtin_exp2f(value); }
+inline float log2_approximate(float value) { return __builtin_log2f(value); }
+inline float reciprocal_approximate(float value) { return 1.0f / value; }
 
 inline void forget(vec128 &) {}
 
@@ -54,5 +78,28 @@ inline void warp_barrier() { limo_warp_barrier(); }
 inline float shuffle_xor(float value, int mask) {
     return bits_as_float(limo_shuffle(float_as_bits(value), int(threadIdx.x % WARP) ^ mask));
 }
+
+inline uint32_t shuffle_from(uint32_t value, int lane) { return limo_shuffle(value, lane); }
+inline uint32_t warp_ballot(bool condition) { return limo_ballot(condition); }
+inline uint32_t take_ticket(uint32_t *counter) { return limo_take_ticket(counter); }
+inline void ordered_wait(const uint32_t *turn_address, uint32_t turn) { limo_ordered_wait(turn_address, turn); }
+inline void pass_turn(uint32_t *turn_address, uint32_t turn) { limo_pass_turn(turn_address, turn); }
+
+inline void copy_async(void *to, const void *from, bool valid = true) { limo_copy_async(to, from, valid ? 16 : 0); }
+inline void copy_async_commit() { limo_copy_async_commit(); }
+template <int PENDING> void copy_async_wait() { limo_copy_async_wait(PENDING); }
+
+inline void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+    const LimoSums sums = limo_mma_m16n8k16(d[0], d[1], d[2], d[3], a[0], a[1], a[2], a[3], b[0], b[1]);
+    for (int i = 0; i < 4; ++i) d[i] = sums.at[i];
+}
+
+inline void load_fragment(uint32_t (&fragment)[4], const void *row, uint32_t transposed) {
+    expect_aligned(row);
+    const LimoFragment loaded = limo_ldmatrix_x4(row, transposed);
+    for (int i = 0; i < 4; ++i) fragment[i] = loaded.at[i];
+}
+inline void ldmatrix_x4(uint32_t (&fragment)[4], const void *row) { load_fragment(fragment, row, 0); }
+inline void ldmatrix_x4_transposed(uint32_t (&fragment)[4], const void *row) { load_fragment(fragment, row, 1); }
 
 } // namespace limo

@@ -7,6 +7,7 @@ use super::memory::{Buffers, RED_ZONE};
 use super::{KernelEntry, fault::Fault};
 use crate::device::Launch;
 use std::cell::Cell;
+use std::ffi::c_void;
 
 pub const WARP: usize = 32;
 /// Barrier 0 is the block's own.
@@ -54,6 +55,9 @@ pub enum State {
 pub enum WarpOp {
     Barrier,
     Shuffle,
+    Ballot,
+    Product,
+    LoadMatrices,
 }
 
 pub struct Thread {
@@ -70,12 +74,18 @@ pub struct Barrier {
     pub arrived: Vec<usize>,
 }
 
-#[derive(Default, Clone)]
+#[derive(Clone)]
 pub struct Warp {
     pub arrived: Vec<usize>,
     /// What each lane gave to a shuffle. Two phases, because a fast lane may give the next value before a slow one took this.
     pub slots: [[u32; WARP]; 2],
     pub phase: usize,
+    /// What each lane gave to a collective, on its own stack.
+    pub calls: [*mut c_void; WARP],
+}
+
+impl Warp {
+    const NEW: Self = Warp { arrived: Vec::new(), slots: [[0; WARP]; 2], phase: 0, calls: [std::ptr::null_mut(); WARP] };
 }
 
 pub struct Block {
@@ -258,7 +268,7 @@ impl<'a> Grid<'a> {
             shared: SharedBuffer::new(self.launch.shared_bytes as usize, self.checked),
             clocks: Clocks::new(count),
             barriers: std::array::from_fn(|_| Barrier::default()),
-            warps: vec![Warp::default(); count / WARP],
+            warps: vec![Warp::NEW; count / WARP],
             queue,
             done: 0,
         };
