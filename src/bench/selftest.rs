@@ -6,11 +6,10 @@ use crate::device::driver::Driver;
 use crate::device::emulator::Emulator;
 use crate::error::{Error, Result};
 use crate::ops::cuda::gemm::CublasLt;
-use crate::ops::cuda::rms_norm::{BACKWARD, FORWARD, Version};
 use crate::testing::buffer::Behind;
 use crate::testing::conformance::{self, WRAPPERS};
 use crate::testing::gemm;
-use crate::testing::rms_norm::{self, CASES, Case, Outputs};
+use crate::testing::{Check, FAMILIES, Family};
 use serde::Serialize;
 
 /// What became of one case.
@@ -121,26 +120,20 @@ pub enum Target<'a> {
     Absent(&'a str),
 }
 
-/// A case table by the name that the command line takes.
-struct Table {
-    name: &'static str,
-    run: fn(Target) -> Vec<Outcome>,
-}
-
-const TABLES: [Table; 3] = [
-    Table { name: "conformance", run: conformance_table },
-    Table { name: "rms_norm", run: rms_norm_table },
-    Table { name: "products", run: product_table },
-];
-
-/// Runs the tables of these names, or all, in the order of [`TABLES`].
+/// Runs the tables of these names, or all: conformance, the kernels by family, products.
 pub fn run(target: Target, names: &[String]) -> Result<Vec<Outcome>> {
-    if let Some(unknown) = names.iter().find(|name| !TABLES.iter().any(|table| table.name == **name)) {
-        let known = TABLES.map(|table| table.name).join(", ");
-        return Err(Error::usage(format!("there is no case table {unknown:?}")).help(format!("known: {known}")));
+    let families = FAMILIES.iter().map(|family| family.name);
+    let known: Vec<&str> = ["conformance"].into_iter().chain(families).chain(["products"]).collect();
+    if let Some(unknown) = names.iter().find(|name| !known.contains(&name.as_str())) {
+        return Err(Error::usage(format!("there is no case table {unknown:?}")).help(format!("known: {}", known.join(", "))));
     }
-    let chosen = TABLES.iter().filter(|table| names.is_empty() || names.iter().any(|name| name == table.name));
-    Ok(chosen.flat_map(|table| (table.run)(target)).collect())
+    let outcomes = |name: &str| match name {
+        "conformance" => conformance_table(target),
+        "products" => product_table(target),
+        _ => FAMILIES.iter().filter(|family| family.name == name).flat_map(|family| kernel_tables(target, family)).collect(),
+    };
+    let chosen = known.iter().filter(|name| names.is_empty() || names.iter().any(|chosen| chosen == **name));
+    Ok(chosen.flat_map(|name| outcomes(name)).collect())
 }
 
 /// The verdict on one case of kernels, which any launcher runs. The checked emulator watches the ends of buffers itself.
@@ -172,18 +165,13 @@ fn conformance_table(target: Target) -> Vec<Outcome> {
     outcomes
 }
 
-/// Every version of the ladder over every case.
-fn rms_norm_table(target: Target) -> Vec<Outcome> {
-    type Check = fn(&dyn Launcher, &Version, &Case, Behind) -> Result<Outputs>;
-    let ladders: [(&[Version], Check); 2] = [(&FORWARD, rms_norm::forward), (&BACKWARD, rms_norm::backward)];
-    let versions = ladders.into_iter().flat_map(|(versions, check)| versions.iter().map(move |version| (version, check)));
-    let cases = versions.flat_map(|version| CASES.iter().map(move |case| (version, case)));
-    let outcome = |((version, check), case): ((&Version, Check), &Case)| Outcome {
-        table: format!("rms_norm {}", version.name),
-        case: format!("{} ({} x {})", case.name, case.rows, case.width),
-        verdict: judge(target, |launcher, behind| check(launcher, version, case, behind)),
+/// Every version of a family's kernels over every case.
+fn kernel_tables(target: Target, family: &Family) -> Vec<Outcome> {
+    let outcome = |check: Check| {
+        let verdict = judge(target, |launcher, behind| check.run(launcher, behind));
+        Outcome { table: check.table, case: check.case, verdict }
     };
-    cases.map(outcome).collect()
+    (family.checks)().into_iter().map(outcome).collect()
 }
 
 /// Products through cuBLASLt, which exist on a GPU only.
@@ -238,7 +226,8 @@ selftest on a device: 1 passed, 1 failed, 2 skipped
     #[test]
     fn without_a_gpu_every_case_of_every_table_is_skipped() {
         let outcomes = run(Target::Absent("no GPU"), &[]).unwrap();
-        let cases = WRAPPERS.len() + (FORWARD.len() + BACKWARD.len()) * CASES.len() + gemm::CASES.len();
+        let kernels: usize = FAMILIES.iter().map(|family| (family.checks)().len()).sum();
+        let cases = WRAPPERS.len() + kernels + gemm::CASES.len();
         assert_eq!(outcomes.len(), cases + conformance::records().unwrap().len());
         assert!(outcomes.iter().all(|outcome| outcome.verdict == Verdict::Skipped("no GPU".to_string())));
     }

@@ -3,7 +3,7 @@
 use super::layout::heads;
 use crate::config::ModelConfig;
 use crate::error::Result;
-use crate::ops::RmsNormBackward;
+use crate::ops::{AttentionBackward, RmsNormBackward};
 use crate::tensor::{Arena, DType, Tensor};
 
 /// What a forward pass keeps for the backward pass. All three give the same bits.
@@ -53,6 +53,8 @@ pub struct MlpStash {
 pub struct Inputs {
     /// [T] i32
     pub tokens: Tensor,
+    /// [T] i32: 0..T sorted by token id, for the embedding's gradient.
+    pub order: Tensor,
     /// [T] i32
     pub positions: Tensor,
     /// [T + 1] i32; S + 1 are used.
@@ -75,6 +77,8 @@ pub struct BackwardScratch {
     pub dqkv: Tensor,
     /// [Q · T] f32
     pub delta: Tensor,
+    /// [B] u8
+    pub attention: Tensor,
     /// [T, F]
     pub dact: Tensor,
     /// [T, 2F]
@@ -126,6 +130,7 @@ impl Activations {
         let mut cut = |name: &str, dtype, shape: &[usize]| arena.tensor(name, dtype, shape);
         let inputs = Inputs {
             tokens: cut("inputs.tokens", DType::I32, &[t])?,
+            order: cut("inputs.order", DType::I32, &[t])?,
             positions: cut("inputs.positions", DType::I32, &[t])?,
             cu_seqlens: cut("inputs.cu_seqlens", DType::I32, &[t + 1])?,
             targets: cut("inputs.targets", DType::I32, &[t])?,
@@ -165,6 +170,7 @@ impl Activations {
                 dout: cut("backward.dout", storage, &[t, query, heads.dim])?,
                 dqkv: cut("backward.dqkv", storage, &[t, fused, heads.dim])?,
                 delta: cut("backward.delta", DType::F32, &[query * t])?,
+                attention: cut("backward.attention", DType::U8, &[AttentionBackward::scratch_bytes(storage, t, heads)])?,
                 dact: cut("backward.dact", storage, &[t, f])?,
                 dgate_up: cut("backward.dgate_up", storage, &[t, 2 * f])?,
                 partials: cut("backward.partials", DType::F32, &[RmsNormBackward::PARTIALS, d])?,

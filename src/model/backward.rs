@@ -34,11 +34,15 @@ impl Qwen2 {
             }
             self.layer_backward(ops, &block, sink, activations, layer, batch)?;
         }
+        let mut order: Vec<i32> = (0..t as i32).collect();
+        order.sort_by_key(|&at| batch.tokens[at as usize]);
+        ops.upload(bytemuck::cast_slice(&order), activations.inputs.order.rows_mut(t))?;
         let scratch = scratch(&mut activations.backward)?;
         let mut gradients = sink.open(ops, Block::Embedding)?;
         ops.embedding_backward(EmbeddingBackward {
             dout: scratch.dstream.rows(t),
             ids: activations.inputs.tokens.rows(t),
+            order: activations.inputs.order.rows(t),
             dtable: gradients.get(Role::Embedding),
         })?;
         sink.close(ops, Block::Embedding)?;
@@ -150,6 +154,7 @@ impl Qwen2 {
             lse: attention.lse.rows(heads.query * t).reshape(&[heads.query, t]),
             dout: scratch.dout.rows(t),
             delta: scratch.delta.rows_mut(heads.query * t).into_shape(&[heads.query, t]),
+            scratch: scratch.attention.view_mut(),
             dqkv: scratch.dqkv.rows_mut(t),
         })?;
         ops.rope(Rope {

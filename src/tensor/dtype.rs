@@ -9,6 +9,7 @@ pub enum DType {
     F32,
     Bf16,
     I32,
+    U16,
     U8,
 }
 
@@ -17,7 +18,7 @@ impl DType {
     pub const fn size(self) -> usize {
         match self {
             DType::F32 | DType::I32 => 4,
-            DType::Bf16 => 2,
+            DType::Bf16 | DType::U16 => 2,
             DType::U8 => 1,
         }
     }
@@ -29,6 +30,7 @@ impl fmt::Display for DType {
             DType::F32 => "f32",
             DType::Bf16 => "bf16",
             DType::I32 => "i32",
+            DType::U16 => "u16",
             DType::U8 => "u8",
         })
     }

@@ -26,7 +26,7 @@ pub struct Buffer<'a> {
 }
 
 impl<'a> Buffer<'a> {
-    /// Holds `values`, rounded to `dtype`.
+    /// Holds `values`, rounded to `dtype`: f32, bf16 or i32.
     pub fn new(
         launcher: &'a dyn Launcher,
         behind: Behind,
@@ -39,7 +39,8 @@ impl<'a> Buffer<'a> {
         let bytes = match dtype {
             DType::F32 => bytemuck::cast_slice(values).to_vec(),
             DType::Bf16 => bytemuck::cast_slice(&values.iter().map(|&v| bf16::from_f32(v)).collect::<Vec<_>>()).to_vec(),
-            DType::I32 | DType::U8 => return Err(Error::internal(format!("{name}: test data of {dtype}"))),
+            DType::I32 => bytemuck::cast_slice(&values.iter().map(|&v| v as i32).collect::<Vec<_>>()).to_vec(),
+            DType::U16 | DType::U8 => return Err(Error::internal(format!("{name}: test data of {dtype}"))),
         };
         launcher.upload(&bytes, buffer.view_mut())?;
         Ok(buffer)
@@ -88,7 +89,10 @@ impl<'a> Buffer<'a> {
         }
         Ok(match self.tensor.dtype() {
             DType::Bf16 => bytes.chunks_exact(2).map(|b| bytemuck::pod_read_unaligned::<bf16>(b).to_f32()).collect(),
-            _ => bytes.chunks_exact(4).map(bytemuck::pod_read_unaligned).collect(),
+            DType::I32 => bytes.chunks_exact(4).map(|b| bytemuck::pod_read_unaligned::<i32>(b) as f32).collect(),
+            DType::F32 => bytes.chunks_exact(4).map(bytemuck::pod_read_unaligned).collect(),
+            DType::U16 => bytes.chunks_exact(2).map(|b| f32::from(bytemuck::pod_read_unaligned::<u16>(b))).collect(),
+            DType::U8 => bytes.iter().map(|&byte| f32::from(byte)).collect(),
         })
     }
 }

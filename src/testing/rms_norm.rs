@@ -3,9 +3,10 @@
 use super::buffer::{Behind, Buffer};
 use super::compare::within_budget;
 use super::random::Random;
+use super::{Check, Outputs};
 use crate::device::Launcher;
 use crate::error::{Error, Result};
-use crate::ops::cuda::rms_norm::{self as kernels, Version};
+use crate::ops::cuda::rms_norm::{self as kernels, BACKWARD, FORWARD, Version};
 use crate::ops::{Residual, RmsNorm, RmsNormBackward};
 use crate::tensor::DType;
 use half::bf16;
@@ -51,27 +52,25 @@ pub const CASES: [Case; 20] = [
     Case { name: "nothing added, more rows than partial sums", rows: 300, width: 40, add: false, ..PLAIN },
 ];
 
-/// What a version computed, by name, for comparing the bits of two runs.
-pub type Outputs = Vec<(&'static str, Vec<f32>)>;
-
 /// Of the norm and of the largest value: what f32 statistics may add to the budget.
 const ATOL: f64 = 2e-6;
 
+/// Every version on every case.
+pub fn checks() -> Vec<Check> {
+    type Run = fn(&dyn Launcher, &Version, &Case, Behind) -> Result<Outputs>;
+    let ladders: [(&'static [Version], Run); 2] = [(&FORWARD, forward), (&BACKWARD, backward)];
+    let versions = ladders.into_iter().flat_map(|(versions, run)| versions.iter().map(move |version| (version, run)));
+    let cases = versions.flat_map(|version| CASES.iter().map(move |case| (version, case)));
+    let check = |((version, run), case): ((&'static Version, Run), &'static Case)| {
+        let Case { name, rows, width, .. } = case;
+        let (table, case_name) = (format!("rms_norm {}", version.name), format!("{name} ({rows} x {width})"));
+        Check::new(table, case_name, move |launcher, behind| run(launcher, version, case, behind))
+    };
+    cases.map(check).collect()
+}
+
 /// Runs a forward version on a case and compares it with the oracle; an error says what is off.
 pub fn forward(launcher: &dyn Launcher, version: &Version, case: &Case, behind: Behind) -> Result<Outputs> {
-    run_forward(launcher, version, case, behind).map_err(|error| error.context(label(version, case)))
-}
-
-/// Runs a backward version on a case and compares it with the oracle; an error says what is off.
-pub fn backward(launcher: &dyn Launcher, version: &Version, case: &Case, behind: Behind) -> Result<Outputs> {
-    run_backward(launcher, version, case, behind).map_err(|error| error.context(label(version, case)))
-}
-
-fn label(version: &Version, case: &Case) -> String {
-    format!("rms_norm {}, case \"{}\" ({} x {})", version.name, case.name, case.rows, case.width)
-}
-
-fn run_forward(launcher: &dyn Launcher, version: &Version, case: &Case, behind: Behind) -> Result<Outputs> {
     let (t, d) = (case.rows, case.width);
     let mut random = Random::new(t as u64 * 1_000_003 + d as u64);
     let x = case.values(&mut random, t * d);
@@ -128,7 +127,8 @@ fn run_forward(launcher: &dyn Launcher, version: &Version, case: &Case, behind: 
     Ok(outputs)
 }
 
-fn run_backward(launcher: &dyn Launcher, version: &Version, case: &Case, behind: Behind) -> Result<Outputs> {
+/// Runs a backward version on a case and compares it with the oracle; an error says what is off.
+pub fn backward(launcher: &dyn Launcher, version: &Version, case: &Case, behind: Behind) -> Result<Outputs> {
     let (t, d) = (case.rows, case.width);
     let mut random = Random::new(t as u64 * 1_000_033 + d as u64);
     let sum = case.values(&mut random, t * d);

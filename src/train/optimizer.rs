@@ -3,7 +3,7 @@
 use crate::config::OptimizerConfig;
 use crate::error::Result;
 use crate::model::{AccumulatedGradients, Layout, ResidentWeights};
-use crate::ops::{AdamW, Ops, SQUARE_SUMS_CHUNK, SquareSums};
+use crate::ops::{AdamW, Master, Moment, Ops, SQUARE_SUMS_CHUNK, SquareSums};
 use crate::tensor::{Arena, DType, Tensor};
 use std::sync::Arc;
 
@@ -62,8 +62,9 @@ impl Optimizer {
                 ops.adamw(AdamW {
                     param: param.view_mut().into_rows(range.clone()),
                     grad: grad.rows(range.clone()),
-                    m: m.view_mut().into_rows(range.clone()),
-                    v: v.view_mut().into_rows(range),
+                    master: Master::None,
+                    m: Moment::plain(m.view_mut().into_rows(range.clone())),
+                    v: Moment::plain(v.view_mut().into_rows(range)),
                     step: self.step,
                     lr,
                     beta1: settings.betas[0],
@@ -71,6 +72,8 @@ impl Optimizer {
                     eps: settings.eps,
                     weight_decay: if parameter.decays() { settings.weight_decay } else { 0.0 },
                     grad_scale,
+                    seed: 0,
+                    first: 0,
                 })?;
             }
         }

@@ -1,14 +1,14 @@
 //! Every kernel version against its case table in the emulator, and proof that the emulator finds what it claims to find.
 
 use limo_engine::device::emulator::Emulator;
+use limo_engine::device::images::images;
 use limo_engine::device::{Launch, Launcher};
 use limo_engine::error::Result;
 use limo_engine::ops::cuda::params::{PlantedParams, Ptr};
-use limo_engine::ops::cuda::rms_norm::{BACKWARD, FORWARD, Version};
 use limo_engine::testing::buffer::Behind;
 use limo_engine::testing::conformance;
 use limo_engine::testing::planted::{self, PLANTED};
-use limo_engine::testing::rms_norm::{self, Case, Outputs};
+use limo_engine::testing::{FAMILIES, Outputs};
 
 /// Natural order, and two in which blocks, warps and lanes run far apart.
 const SEEDS: [u64; 3] = [0, 1, 2];
@@ -18,47 +18,44 @@ fn emulator(make: fn(u64) -> Result<Emulator>) -> Option<Emulator> {
     make(0).inspect_err(|error| println!("skipped 1: {error}")).ok()
 }
 
-/// Runs each version on each case in each order: all must pass, with the same bits in every order.
-fn run_ladder(
-    emulator: &mut Emulator,
-    ladder: &[Version],
-    check: fn(&dyn Launcher, &Version, &Case, Behind) -> Result<Outputs>,
-    behind: Behind,
-    seeds: &[u64],
-) {
-    for (case, version) in rms_norm::CASES.iter().flat_map(|case| ladder.iter().map(move |version| (case, version))) {
+/// Runs every version of a family's kernels on every case in each order: all must pass, with the same bits in every order.
+fn run_family(name: &str, make: fn(u64) -> Result<Emulator>, behind: Behind, seeds: &[u64]) {
+    let Some(mut emulator) = emulator(make) else { return };
+    let family = FAMILIES.iter().find(|family| family.name == name).expect(name);
+    for check in (family.checks)() {
         let mut first: Option<Outputs> = None;
         for &seed in seeds {
             emulator.set_seed(seed);
-            let outputs = check(emulator, version, case, behind).unwrap_or_else(|error| panic!("seed {seed}: {error}"));
+            let outputs = check.run(&emulator, behind).unwrap_or_else(|error| panic!("seed {seed}: {error}"));
             let same = *first.get_or_insert_with(|| outputs.clone()) == outputs;
-            assert!(same, "{}, case {}: seed {seed} computes other bits", version.name, case.name);
+            assert!(same, "{}, case {}: seed {seed} computes other bits", check.table, check.case);
         }
     }
 }
 
-#[test]
-fn forward_versions_pass_every_case_in_every_order() {
-    let Some(mut emulator) = emulator(Emulator::plain) else { return };
-    run_ladder(&mut emulator, &FORWARD, rms_norm::forward, Behind::Canaries, &SEEDS);
+/// Two tests a family, so that they run side by side.
+macro_rules! families {
+    ($($name:ident),*) => {
+        const TESTED: &[&str] = &[$(stringify!($name)),*];
+        $(mod $name {
+            use super::*;
+            #[test]
+            fn every_version_passes_every_case_in_every_order() {
+                run_family(stringify!($name), Emulator::plain, Behind::Canaries, &SEEDS);
+            }
+            #[test]
+            fn every_version_is_clean_in_checked_mode() {
+                run_family(stringify!($name), Emulator::checked, Behind::Nothing, &[1]);
+            }
+        })*
+    };
 }
 
-#[test]
-fn backward_versions_pass_every_case_in_every_order() {
-    let Some(mut emulator) = emulator(Emulator::plain) else { return };
-    run_ladder(&mut emulator, &BACKWARD, rms_norm::backward, Behind::Canaries, &SEEDS);
-}
+families!(rms_norm);
 
 #[test]
-fn forward_versions_are_clean_in_checked_mode() {
-    let Some(mut emulator) = emulator(Emulator::checked) else { return };
-    run_ladder(&mut emulator, &FORWARD, rms_norm::forward, Behind::Nothing, &[1]);
-}
-
-#[test]
-fn backward_versions_are_clean_in_checked_mode() {
-    let Some(mut emulator) = emulator(Emulator::checked) else { return };
-    run_ladder(&mut emulator, &BACKWARD, rms_norm::backward, Behind::Nothing, &[1]);
+fn every_family_is_tested() {
+    assert_eq!(FAMILIES.iter().map(|family| family.name).collect::<Vec<_>>(), TESTED);
 }
 
 #[test]
@@ -142,6 +139,7 @@ fn no_kernel_spills_registers() {
         return println!("skipped 1: built without nvcc");
     }
     let spills: Vec<&str> = report.lines().filter(|line| line.contains("spill stores")).collect();
-    assert!(spills.len() >= 3 * (FORWARD.len() + BACKWARD.len()), "a line a kernel and target");
+    let kernels: usize = images().unwrap().iter().map(|image| image.kernels.len()).sum();
+    assert!(spills.len() >= 3 * kernels, "a line a kernel and target");
     assert!(spills.iter().all(|line| line.contains(" 0 bytes spill stores, 0 bytes spill loads")), "{report}");
 }

@@ -170,7 +170,14 @@ fn bias_and_embedding_gradients_add_rows() {
     Cpu.embedding(Embedding { table: table.view(), ids: ids.view(), out: out.view_mut() }).unwrap();
     assert_eq!(out.view().f32()[12..18], table.view().f32()[18..24]);
     let mut dtable = zeros(&[5, 6]);
-    Cpu.embedding_backward(EmbeddingBackward { dout: dout.view(), ids: ids.view(), dtable: dtable.view_mut() }).unwrap();
+    let order = Tensor::from_i32(&[1, 0, 2, 3], &[4]);
+    Cpu.embedding_backward(EmbeddingBackward {
+        dout: dout.view(),
+        ids: ids.view(),
+        order: order.view(),
+        dtable: dtable.view_mut(),
+    })
+    .unwrap();
     let rows: Vec<Vec<f32>> = dtable.view().f32().chunks(6).map(<[f32]>::to_vec).collect();
     let d = dout.view().f32();
     assert_eq!(rows[0], d[6..12]);
@@ -297,6 +304,7 @@ fn attention_is_its_definition_and_its_gradient_that_of_it() {
             lse: lse.view(),
             dout: dout.view(),
             delta: delta.view_mut(),
+            scratch: Tensor::host(DType::U8, &[0]).view_mut(),
             dqkv: dqkv.view_mut(),
         })
         .unwrap();

@@ -102,11 +102,22 @@ pub struct AttentionBackward<'a> {
     pub dout: View<'a>,
     /// [Q, T] f32 scratch: rowsum(dout ∘ out).
     pub delta: ViewMut<'a>,
+    /// [B] u8, B ≥ [`AttentionBackward::scratch_bytes`].
+    pub scratch: ViewMut<'a>,
     /// [T, Q + 2K, H] overwritten; before the inverse RoPE.
     pub dqkv: ViewMut<'a>,
 }
 
 impl AttentionBackward<'_> {
+    /// Bytes of scratch for micro-batches of at most `tokens` tokens: with bf16 storage, the gradient of the queries [T, Q, H] in f32, to
+    /// which key/value tiles add in order, and a counter a query row and head that orders them.
+    pub fn scratch_bytes(storage: DType, tokens: usize, heads: HeadLayout) -> usize {
+        match storage {
+            DType::Bf16 => tokens * heads.query * (heads.dim + 1) * 4,
+            _ => 0,
+        }
+    }
+
     pub fn check(&self) -> Result<()> {
         const OP: &str = "attention_backward";
         check_heads(OP, self.heads)?;
@@ -123,6 +134,11 @@ impl AttentionBackward<'_> {
         }
         expect_dtype(OP, "lse", self.lse.dtype(), DType::F32)?;
         expect_dtype(OP, "delta", self.delta.dtype(), DType::F32)?;
+        expect_dtype(OP, "scratch", self.scratch.dtype(), DType::U8)?;
+        let needed = Self::scratch_bytes(self.qkv.dtype(), t, self.heads);
+        expect(OP, self.scratch.elements() >= needed, || {
+            format!("{} bytes of scratch, not {needed}", self.scratch.elements())
+        })?;
         check_packing(OP, &self.cu_seqlens, self.cu_seqlens_host, t)
     }
 

@@ -35,6 +35,8 @@ pub struct EmbeddingBackward<'a> {
     pub dout: View<'a>,
     /// [T] i32
     pub ids: View<'a>,
+    /// [T] i32: 0..T sorted by id, equal ids in order of t.
+    pub order: View<'a>,
     /// [V, D] f32, added to.
     pub dtable: ViewMut<'a>,
 }
@@ -44,13 +46,15 @@ impl EmbeddingBackward<'_> {
         const OP: &str = "embedding_backward";
         let [t, d] = [self.ids.shape()[0], self.dtable.shape().row_elements()];
         expect_shape(OP, "ids", self.ids.shape(), &[t])?;
+        expect_shape(OP, "order", self.order.shape(), &[t])?;
         expect_shape(OP, "dout", self.dout.shape(), &[t, d])?;
         expect_dtype(OP, "ids", self.ids.dtype(), DType::I32)?;
+        expect_dtype(OP, "order", self.order.dtype(), DType::I32)?;
         expect_dtype(OP, "dtable", self.dtable.dtype(), DType::F32)
     }
 
     pub fn cost(&self) -> Cost {
         let rows = 3 * self.dout.elements() * 4;
-        Cost { flops: self.dout.elements() as f64, bytes: (rows + self.ids.bytes()) as f64 }
+        Cost { flops: self.dout.elements() as f64, bytes: (rows + 2 * self.ids.bytes()) as f64 }
     }
 }

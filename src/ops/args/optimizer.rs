@@ -1,6 +1,6 @@
 //! Gradient norm and AdamW.
 
-use super::{Cost, expect_dtype, expect_shape};
+use super::{Cost, expect, expect_dtype, expect_shape};
 use crate::error::Result;
 use crate::tensor::{DType, View, ViewMut};
 
@@ -32,15 +32,16 @@ impl SquareSums<'_> {
 /// One AdamW update (Loshchilov & Hutter 2017, arXiv 1711.05101), in the order of operations of torch.optim.AdamW, on one tensor:
 /// g = grad · grad_scale; p ·= 1 − lr·wd; m ← β₁m + (1−β₁)g; v ← β₂v + (1−β₂)g²;
 /// p −= lr/(1−β₁ᵏ) · m / (√(v/(1−β₂ᵏ)) + eps).
+///
+/// All of it in f32; what is stored in fewer bits is rounded once, at the end. The new m and v are used before they are rounded.
 pub struct AdamW<'a> {
-    /// [N] f32, updated.
+    /// [N] f32 or bf16, updated.
     pub param: ViewMut<'a>,
-    /// [N] f32
+    pub master: Master<'a>,
+    /// [N] f32 or bf16
     pub grad: View<'a>,
-    /// [N] f32, updated.
-    pub m: ViewMut<'a>,
-    /// [N] f32, updated.
-    pub v: ViewMut<'a>,
+    pub m: Moment<'a>,
+    pub v: Moment<'a>,
     /// k, counted from 1.
     pub step: u64,
     pub lr: f64,
@@ -50,6 +51,53 @@ pub struct AdamW<'a> {
     pub weight_decay: f64,
     /// The clip factor.
     pub grad_scale: f32,
+    /// Of the random numbers that round stochastically: a function of (seed, step, first + i) alone.
+    pub seed: u64,
+    /// The place of element 0 among all parameters of the model.
+    pub first: u64,
+}
+
+/// Where the bits of the weights are that `param` does not show.
+pub enum Master<'a> {
+    /// Nowhere: f32 `param` is the master, and bf16 `param` is rounded stochastically.
+    None,
+    /// [N] u16: the lower half of the f32 master. bf16 `param` is the upper half, one more where the remainder is 0x8000 or above: the master
+    /// rounded to nearest, ties away from zero. So both together are the master exactly.
+    Remainder(ViewMut<'a>),
+}
+
+/// A running mean: in f32; in bf16, rounded stochastically; or in 8 bits with a scale a block.
+pub struct Moment<'a> {
+    /// [N] f32, bf16 or u8, updated.
+    pub values: ViewMut<'a>,
+    /// [⌈N/256⌉] f32 with u8 values, updated.
+    pub scales: Option<ViewMut<'a>>,
+}
+
+impl<'a> Moment<'a> {
+    /// Elements that share a scale.
+    pub const BLOCK: usize = 256;
+
+    pub fn plain(values: ViewMut<'a>) -> Self {
+        Moment { values, scales: None }
+    }
+
+    fn check(&self, name: &str, n: usize) -> Result<()> {
+        const OP: &str = "adamw";
+        expect_shape(OP, name, self.values.shape(), &[n])?;
+        match (&self.scales, self.values.dtype()) {
+            (None, DType::F32 | DType::Bf16) => Ok(()),
+            (Some(scales), DType::U8) => {
+                expect_shape(OP, "scales", scales.shape(), &[n.div_ceil(Self::BLOCK)])?;
+                expect_dtype(OP, "scales", scales.dtype(), DType::F32)
+            }
+            (_, dtype) => expect(OP, false, || format!("{name} holds {dtype}: f32, bf16, or u8 with scales are known")),
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        self.values.bytes() + self.scales.as_ref().map_or(0, |scales| scales.bytes())
+    }
 }
 
 impl AdamW<'_> {
@@ -58,13 +106,24 @@ impl AdamW<'_> {
         let n = self.param.elements();
         expect_shape(OP, "param", self.param.shape(), &[n])?;
         expect_shape(OP, "grad", self.grad.shape(), &[n])?;
-        expect_shape(OP, "m", self.m.shape(), &[n])?;
-        expect_shape(OP, "v", self.v.shape(), &[n])?;
-        expect_dtype(OP, "grad", self.grad.dtype(), DType::F32)
+        for (name, dtype) in [("param", self.param.dtype()), ("grad", self.grad.dtype())] {
+            expect(OP, matches!(dtype, DType::F32 | DType::Bf16), || format!("{name} holds {dtype}, expected f32 or bf16"))?;
+        }
+        if let Master::Remainder(remainder) = &self.master {
+            expect_shape(OP, "remainder", remainder.shape(), &[n])?;
+            expect_dtype(OP, "remainder", remainder.dtype(), DType::U16)?;
+            expect_dtype(OP, "param with a remainder", self.param.dtype(), DType::Bf16)?;
+        }
+        self.m.check("m", n)?;
+        self.v.check("v", n)
     }
 
     pub fn cost(&self) -> Cost {
-        let bytes = 2 * (self.param.bytes() + self.m.bytes() + self.v.bytes()) + self.grad.bytes();
+        let remainder = match &self.master {
+            Master::None => 0,
+            Master::Remainder(remainder) => remainder.bytes(),
+        };
+        let bytes = 2 * (self.param.bytes() + remainder + self.m.bytes() + self.v.bytes()) + self.grad.bytes();
         Cost { flops: 14.0 * self.param.elements() as f64, bytes: bytes as f64 }
     }
 }

@@ -23,7 +23,7 @@ pub fn adamw(op: AdamW) -> Result<()> {
     let v_scale = (1.0 - op.beta2.powi(step)).sqrt() as f32;
     let (beta2, rest1, rest2, eps) = (op.beta2 as f32, (1.0 - op.beta1) as f32, (1.0 - op.beta2) as f32, op.eps as f32);
     let scale = op.grad_scale;
-    let state = op.m.f32().par_chunks_mut(CHUNK).zip(op.v.f32().par_chunks_mut(CHUNK));
+    let state = op.m.values.f32().par_chunks_mut(CHUNK).zip(op.v.values.f32().par_chunks_mut(CHUNK));
     let chunks = op.param.f32().par_chunks_mut(CHUNK).zip(op.grad.f32().par_chunks(CHUNK)).zip(state);
     chunks.for_each(|((param, grad), (m, v))| {
         vectorised(|| {

@@ -237,7 +237,7 @@ fn data_type(dtype: DType) -> Option<sys::cudaDataType> {
     match dtype {
         DType::Bf16 => Some(sys::cudaDataType::CUDA_R_16BF),
         DType::F32 => Some(sys::cudaDataType::CUDA_R_32F),
-        DType::I32 | DType::U8 => None,
+        DType::I32 | DType::U16 | DType::U8 => None,
     }
 }
 
