@@ -11,7 +11,9 @@ pub mod rms_norm;
 
 use crate::device::Launcher;
 use crate::error::Result;
+use crate::ops::cuda::ladder::Version;
 use buffer::Behind;
+use half::bf16;
 
 /// What a version computed, by name, for comparing the bits of two runs.
 pub type Outputs = Vec<(&'static str, Vec<f32>)>;
@@ -36,6 +38,27 @@ impl Check {
     pub fn run(&self, launcher: &dyn Launcher, behind: Behind) -> Result<Outputs> {
         (self.run)(launcher, behind).map_err(|error| error.context(format!("{}, case \"{}\"", self.table, self.case)))
     }
+}
+
+/// Every version of a ladder on every case of a table.
+pub fn ladder_checks<Case: Sync>(
+    family: &str,
+    ladder: &'static [Version],
+    cases: &'static [Case],
+    describe: fn(&Case) -> String,
+    run: fn(&dyn Launcher, &Version, &Case, Behind) -> Result<Outputs>,
+) -> Vec<Check> {
+    let pairs = ladder.iter().flat_map(|version| cases.iter().map(move |case| (version, case)));
+    let check = |(version, case): (&'static Version, &'static Case)| {
+        let run = move |launcher: &dyn Launcher, behind| run(launcher, version, case, behind);
+        Check::new(format!("{family} {}", version.name), describe(case), run)
+    };
+    pairs.map(check).collect()
+}
+
+/// What bf16 storage keeps of a value.
+pub fn round(value: f32) -> f32 {
+    bf16::from_f32(value).to_f32()
 }
 
 /// The case tables of the kernels of one folder.

@@ -3,13 +3,13 @@
 use super::buffer::{Behind, Buffer};
 use super::compare::within_budget;
 use super::random::Random;
-use super::{Check, Outputs};
+use super::{Check, Outputs, ladder_checks, round};
 use crate::device::Launcher;
 use crate::error::{Error, Result};
-use crate::ops::cuda::rms_norm::{self as kernels, BACKWARD, FORWARD, Version};
+use crate::ops::cuda::ladder::Version;
+use crate::ops::cuda::rms_norm::{self as kernels, BACKWARD, FORWARD};
 use crate::ops::{Residual, RmsNorm, RmsNormBackward};
 use crate::tensor::DType;
-use half::bf16;
 
 /// One problem. Inputs are normal values of `mean` and `scale`, rounded to bf16.
 #[derive(Debug, Clone, Copy)]
@@ -57,16 +57,10 @@ const ATOL: f64 = 2e-6;
 
 /// Every version on every case.
 pub fn checks() -> Vec<Check> {
-    type Run = fn(&dyn Launcher, &Version, &Case, Behind) -> Result<Outputs>;
-    let ladders: [(&'static [Version], Run); 2] = [(&FORWARD, forward), (&BACKWARD, backward)];
-    let versions = ladders.into_iter().flat_map(|(versions, run)| versions.iter().map(move |version| (version, run)));
-    let cases = versions.flat_map(|version| CASES.iter().map(move |case| (version, case)));
-    let check = |((version, run), case): ((&'static Version, Run), &'static Case)| {
-        let Case { name, rows, width, .. } = case;
-        let (table, case_name) = (format!("rms_norm {}", version.name), format!("{name} ({rows} x {width})"));
-        Check::new(table, case_name, move |launcher, behind| run(launcher, version, case, behind))
-    };
-    cases.map(check).collect()
+    let describe = |case: &Case| format!("{} ({} x {})", case.name, case.rows, case.width);
+    let mut checks = ladder_checks("rms_norm", &FORWARD, &CASES, describe, forward);
+    checks.extend(ladder_checks("rms_norm", &BACKWARD, &CASES, describe, backward));
+    checks
 }
 
 /// Runs a forward version on a case and compares it with the oracle; an error says what is off.
@@ -200,9 +194,4 @@ impl Case {
 /// Around one, as trained weights are.
 fn weights(random: &mut Random, n: usize) -> Vec<f32> {
     (0..n).map(|_| round((1.0 + 0.3 * random.normal()) as f32)).collect()
-}
-
-/// What bf16 storage keeps of a value.
-fn round(value: f32) -> f32 {
-    bf16::from_f32(value).to_f32()
 }

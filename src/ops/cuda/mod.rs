@@ -2,5 +2,6 @@
 //! is a [`Launcher`](crate::device::Launcher): the CUDA driver or the emulator.
 
 pub mod gemm;
+pub mod ladder;
 pub mod params;
 pub mod rms_norm;

@@ -1,38 +1,18 @@
 //! Fused residual addition and RMSNorm: launches of `kernels/rms_norm/`.
 
+use super::ladder::{Version, WARP, expect_bf16, extent, launch};
 use super::params::{
     Ptr, RMS_NORM_BACKWARD_WARP_WIDTH, RMS_NORM_FORWARD_WARP_WIDTH, RMS_NORM_PARTIALS, RmsNormBackwardParams,
     RmsNormForwardParams, RmsNormWeightGradientParams,
 };
-use crate::device::{Launch, Launcher};
-use crate::error::{Error, Result};
+use crate::device::Launcher;
+use crate::error::Result;
 use crate::ops::{RmsNorm, RmsNormBackward};
-use crate::tensor::DType;
 
 const _: () = assert!(RMS_NORM_PARTIALS as usize == RmsNormBackward::PARTIALS);
 
-const WARP: u32 = 32;
-/// Elements of a 16-byte access.
-const VECTOR: u32 = 8;
 /// Warps of a block that keeps rows in registers: what its `__launch_bounds__` allows.
 const MOST_WARPS: u32 = 16;
-
-/// One rung of a ladder. Every version computes the same function; the last of a table is the one that ships.
-#[derive(Debug)]
-pub struct Version {
-    /// "forward 3": direction and place in the ladder.
-    pub name: &'static str,
-    /// The one idea it adds to the version before.
-    pub idea: &'static str,
-    /// The kernel for rows of whole 16-byte vectors at aligned addresses.
-    kernel: &'static str,
-    /// The kernel for any other row.
-    any: &'static str,
-    /// Rows wider than this do not fit its registers; the last version without a limit runs instead.
-    widest: u32,
-    /// How it spreads rows of a width over the device.
-    geometry: fn(rows: u32, width: u32) -> Launch,
-}
 
 pub const FORWARD: [Version; 5] = [
     Version {
@@ -160,15 +140,11 @@ const fn slots(threads: u32) -> u32 {
     (threads / WARP * 4).next_multiple_of(16)
 }
 
-fn launch(blocks: u32, threads: u32, shared_bytes: u32) -> Launch {
-    Launch { grid: [blocks, 1, 1], block: [threads, 1, 1], shared_bytes }
-}
-
 /// Runs `version` of the forward ladder.
 pub fn rms_norm(launcher: &dyn Launcher, version: &Version, op: RmsNorm) -> Result<()> {
     op.check()?;
     expect_bf16("rms_norm", op.x.dtype())?;
-    let [rows, width] = extent(op.x.shape()[0], op.x.shape().row_elements())?;
+    let [rows, width] = extent("rms_norm", op.x.shape()[0], op.x.shape().row_elements())?;
     if rows == 0 {
         return Ok(());
     }
@@ -195,7 +171,7 @@ pub fn rms_norm(launcher: &dyn Launcher, version: &Version, op: RmsNorm) -> Resu
 pub fn rms_norm_backward(launcher: &dyn Launcher, version: &Version, op: RmsNormBackward) -> Result<()> {
     op.check()?;
     expect_bf16("rms_norm_backward", op.dy.dtype())?;
-    let [rows, width] = extent(op.dy.shape()[0], op.dy.shape().row_elements())?;
+    let [rows, width] = extent("rms_norm_backward", op.dy.shape()[0], op.dy.shape().row_elements())?;
     let (dy, sum, weight, dsum) = (op.dy.address(), op.sum.address(), op.weight.address(), op.dsum.address());
     let params = RmsNormBackwardParams {
         dy: Ptr::new(dy),
@@ -219,32 +195,6 @@ pub fn rms_norm_backward(launcher: &dyn Launcher, version: &Version, op: RmsNorm
     unsafe {
         launcher.launch(kernel, blocks, bytemuck::bytes_of(&params))?;
         launcher.launch("rms_norm_weight_gradient", tiles, bytemuck::bytes_of(&gradient))
-    }
-}
-
-impl Version {
-    /// The kernel and launch for rows of `width` at `addresses`; `ladder` is the table this version is of.
-    fn select(&self, ladder: &'static [Version], rows: u32, width: u32, addresses: &[u64]) -> (&'static str, Launch) {
-        let fits = |version: &&Version| width <= version.widest;
-        let last_that_fits = || ladder.iter().rev().find(fits).expect("the first version takes any width");
-        let version = Some(self).filter(fits).unwrap_or_else(last_that_fits);
-        let vectors = width.is_multiple_of(VECTOR) && addresses.iter().all(|address| address.is_multiple_of(16));
-        (if vectors { version.kernel } else { version.any }, (version.geometry)(rows, width))
-    }
-}
-
-fn expect_bf16(op: &str, dtype: DType) -> Result<()> {
-    if dtype == DType::Bf16 {
-        return Ok(());
-    }
-    Err(Error::internal(format!("{op}: the CUDA kernels store bf16, not {dtype}")))
-}
-
-/// Rows and width as kernels count them.
-fn extent(rows: usize, width: usize) -> Result<[u32; 2]> {
-    match (u32::try_from(rows), u32::try_from(width)) {
-        (Ok(rows), Ok(width)) if rows <= i32::MAX as u32 && width > 0 => Ok([rows, width]),
-        _ => Err(Error::internal(format!("rms_norm: {rows} rows of {width} elements are beyond one launch"))),
     }
 }
 

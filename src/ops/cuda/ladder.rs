@@ -1,0 +1,69 @@
+//! What the wrappers of kernels that walk rows share: ladders of versions, and the arithmetic of their launches.
+
+use crate::device::Launch;
+use crate::error::{Error, Result};
+use crate::tensor::DType;
+
+pub const WARP: u32 = 32;
+/// bf16 elements of a 16-byte access.
+pub const VECTOR: u32 = 8;
+
+/// One rung of a ladder. Every version computes the same function; the last of a table is the one that ships.
+#[derive(Debug)]
+pub struct Version {
+    /// "forward 3": direction and place in the ladder.
+    pub name: &'static str,
+    /// The one idea it adds to the version before.
+    pub idea: &'static str,
+    /// The kernel for rows of whole 16-byte vectors at aligned addresses.
+    pub(super) kernel: &'static str,
+    /// The kernel for any other row.
+    pub(super) any: &'static str,
+    /// Rows wider than this do not fit its registers; the last version without a limit runs instead.
+    pub(super) widest: u32,
+    /// How it spreads rows of a width over the device.
+    pub(super) geometry: fn(rows: u32, width: u32) -> Launch,
+}
+
+impl Version {
+    /// The kernel and launch for rows of `width` at `addresses`; `ladder` is the table this version is of.
+    pub(super) fn select(
+        &self,
+        ladder: &'static [Version],
+        rows: u32,
+        width: u32,
+        addresses: &[u64],
+    ) -> (&'static str, Launch) {
+        let fits = |version: &&Version| width <= version.widest;
+        let last_that_fits = || ladder.iter().rev().find(fits).expect("the first version takes any width");
+        let version = Some(self).filter(fits).unwrap_or_else(last_that_fits);
+        let kernel = if whole_vectors(width, addresses) { version.kernel } else { version.any };
+        (kernel, (version.geometry)(rows, width))
+    }
+}
+
+/// Whether rows of `width` elements at these addresses are whole 16-byte vectors.
+pub fn whole_vectors(width: u32, addresses: &[u64]) -> bool {
+    width.is_multiple_of(VECTOR) && addresses.iter().all(|address| address.is_multiple_of(16))
+}
+
+/// A launch along one dimension.
+pub fn launch(blocks: u32, threads: u32, shared_bytes: u32) -> Launch {
+    Launch { grid: [blocks, 1, 1], block: [threads, 1, 1], shared_bytes }
+}
+
+/// Refuses storage that no kernel is written for.
+pub fn expect_bf16(op: &str, dtype: DType) -> Result<()> {
+    if dtype == DType::Bf16 {
+        return Ok(());
+    }
+    Err(Error::internal(format!("{op}: the CUDA kernels store bf16, not {dtype}")))
+}
+
+/// Rows and width as kernels count them.
+pub fn extent(op: &str, rows: usize, width: usize) -> Result<[u32; 2]> {
+    match (u32::try_from(rows), u32::try_from(width)) {
+        (Ok(rows), Ok(width)) if rows <= i32::MAX as u32 && width > 0 => Ok([rows, width]),
+        _ => Err(Error::internal(format!("{op}: {rows} rows of {width} elements are beyond one launch"))),
+    }
+}
