@@ -3,7 +3,7 @@
 use super::layout::heads;
 use crate::config::ModelConfig;
 use crate::error::Result;
-use crate::ops::{AttentionBackward, RmsNormBackward};
+use crate::ops::{AttentionBackward, BiasBackward, RmsNormBackward};
 use crate::tensor::{Arena, DType, Tensor};
 
 /// What a forward pass keeps for the backward pass. All three give the same bits.
@@ -59,6 +59,10 @@ pub struct Inputs {
     pub positions: Tensor,
     /// [T + 1] i32; S + 1 are used.
     pub cu_seqlens: Tensor,
+    /// [T] i32; S are used: the cache slot of each sequence.
+    pub slots: Tensor,
+    /// [T] i32; S are used: tokens that each sequence's slot holds.
+    pub cached: Tensor,
     /// [T] i32
     pub targets: Tensor,
     /// [T] f32
@@ -83,7 +87,7 @@ pub struct BackwardScratch {
     pub dact: Tensor,
     /// [T, 2F]
     pub dgate_up: Tensor,
-    /// [PARTIALS, D] f32
+    /// f32: [PARTIALS, D] of a norm's weight gradient, or [PARTIALS, (Q + 2K) · H] of the bias gradient, whichever is larger
     pub partials: Tensor,
 }
 
@@ -133,6 +137,8 @@ impl Activations {
             order: cut("inputs.order", DType::I32, &[t])?,
             positions: cut("inputs.positions", DType::I32, &[t])?,
             cu_seqlens: cut("inputs.cu_seqlens", DType::I32, &[t + 1])?,
+            slots: cut("inputs.slots", DType::I32, &[t])?,
+            cached: cut("inputs.cached", DType::I32, &[t])?,
             targets: cut("inputs.targets", DType::I32, &[t])?,
             scales: cut("inputs.scales", DType::F32, &[t])?,
         };
@@ -162,6 +168,7 @@ impl Activations {
         });
         let mlp = mlp.collect::<Result<_>>()?;
         let rows = classifier_rows(v, t);
+        let partials = (RmsNormBackward::PARTIALS * d).max(BiasBackward::PARTIALS * fused * heads.dim);
         let backward = match keep {
             Keep::Nothing => None,
             _ => Some(BackwardScratch {
@@ -173,7 +180,7 @@ impl Activations {
                 attention: cut("backward.attention", DType::U8, &[AttentionBackward::scratch_bytes(storage, t, heads)])?,
                 dact: cut("backward.dact", storage, &[t, f])?,
                 dgate_up: cut("backward.dgate_up", storage, &[t, 2 * f])?,
-                partials: cut("backward.partials", DType::F32, &[RmsNormBackward::PARTIALS, d])?,
+                partials: cut("backward.partials", DType::F32, &[partials])?,
             }),
         };
         Ok(Activations {

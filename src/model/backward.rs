@@ -7,6 +7,7 @@ use super::layout::{Block, Role};
 use super::weights::{BlockWeights, WeightSource, download_f32};
 use crate::error::{Error, Result};
 use crate::ops::*;
+use crate::tensor::{Tensor, ViewMut};
 
 impl Qwen2 {
     /// After [`Qwen2::forward`] of the same batch: pushes the gradients of Σ_t scales[t] · losses[t] into `sink` and returns the losses.
@@ -92,7 +93,7 @@ impl Qwen2 {
             dsum: scratch.dstream.rows_mut(t),
             accumulate: false,
             dweight: gradients.get(Role::FinalNorm),
-            partials: scratch.partials.view_mut(),
+            partials: partial_sums(&mut scratch.partials, RmsNormBackward::PARTIALS, self.config.hidden_size),
         })?;
         sink.close(ops, Block::Head)
     }
@@ -136,7 +137,7 @@ impl Qwen2 {
             dsum: scratch.dstream.rows_mut(t),
             accumulate: true,
             dweight: gradients.get(Role::MlpNorm),
-            partials: scratch.partials.view_mut(),
+            partials: partial_sums(&mut scratch.partials, RmsNormBackward::PARTIALS, self.config.hidden_size),
         })?;
 
         // Attention.
@@ -166,7 +167,8 @@ impl Qwen2 {
             inverse: true,
         })?;
         let dqkv = scratch.dqkv.rows(t).reshape(&[t, fused]);
-        ops.bias_backward(BiasBackward { dy: dqkv, dbias: gradients.get(Role::QkvBias) })?;
+        let partials = partial_sums(&mut scratch.partials, BiasBackward::PARTIALS, fused);
+        ops.bias_backward(BiasBackward { dy: dqkv, dbias: gradients.get(Role::QkvBias), partials })?;
         ops.gemm(Gemm::linear_weight_gradient(dqkv, attention.norm.rows(t), gradients.get(Role::QkvWeight)))?;
         ops.gemm(Gemm::linear_input_gradient(dqkv, block.get(Role::QkvWeight), scratch.dnorm.rows_mut(t)))?;
         ops.rms_norm_backward(RmsNormBackward {
@@ -177,10 +179,15 @@ impl Qwen2 {
             dsum: scratch.dstream.rows_mut(t),
             accumulate: true,
             dweight: gradients.get(Role::AttentionNorm),
-            partials: scratch.partials.view_mut(),
+            partials: partial_sums(&mut scratch.partials, RmsNormBackward::PARTIALS, self.config.hidden_size),
         })?;
         sink.close(ops, Block::Layer(layer))
     }
+}
+
+/// The first `count` · `width` elements of the scratch for partial sums.
+fn partial_sums(scratch: &mut Tensor, count: usize, width: usize) -> ViewMut<'_> {
+    scratch.rows_mut(count * width).into_shape(&[count, width])
 }
 
 fn scratch(backward: &mut Option<BackwardScratch>) -> Result<&mut BackwardScratch> {

@@ -40,9 +40,9 @@ pub enum AttentionMode<'a> {
     Cached {
         cache: &'a mut KvCache,
         /// [S] the slot of each sequence
-        slots: &'a [usize],
+        slots: &'a [i32],
         /// [S] tokens that its slot holds
-        cached: &'a [usize],
+        cached: &'a [i32],
     },
 }
 
@@ -86,6 +86,10 @@ impl Qwen2 {
         ops.upload(bytemuck::cast_slice(batch.tokens), inputs.tokens.rows_mut(t))?;
         ops.upload(bytemuck::cast_slice(batch.positions), inputs.positions.rows_mut(t))?;
         ops.upload(bytemuck::cast_slice(batch.cu_seqlens), inputs.cu_seqlens.rows_mut(batch.cu_seqlens.len()))?;
+        if let AttentionMode::Cached { slots, cached, .. } = &mode {
+            ops.upload(bytemuck::cast_slice(slots), inputs.slots.rows_mut(slots.len()))?;
+            ops.upload(bytemuck::cast_slice(cached), inputs.cached.rows_mut(cached.len()))?;
+        }
 
         weights.prefetch(Block::Embedding)?;
         {
@@ -181,9 +185,10 @@ impl Qwen2 {
             AttentionMode::Cached { cache, slots, cached } => ops.cached_attention(CachedAttention {
                 qkv: stash.qkv.rows(t),
                 heads,
-                cu_seqlens: batch.cu_seqlens,
-                slots,
-                cached,
+                cu_seqlens: inputs.cu_seqlens.rows(batch.cu_seqlens.len()),
+                slots: inputs.slots.rows(slots.len()),
+                cached: inputs.cached.rows(cached.len()),
+                host: CacheUse { cu_seqlens: batch.cu_seqlens, slots, cached },
                 keys: cache.keys[layer].view_mut(),
                 values: cache.values[layer].view_mut(),
                 out: stash.out.rows_mut(t),

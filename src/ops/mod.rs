@@ -22,6 +22,8 @@ pub trait Ops: Send {
     fn fill(&self, out: ViewMut, value: f32) -> Result<()>;
     /// out += x, both f32 of one shape.
     fn add(&self, x: View, out: ViewMut) -> Result<()>;
+    /// out = x of one shape: f32 or bf16 to f32 or bf16, rounded to nearest with ties to even.
+    fn cast(&self, x: View, out: ViewMut) -> Result<()>;
     fn upload(&self, bytes: &[u8], out: ViewMut) -> Result<()>;
     fn download(&self, x: View, out: &mut [u8]) -> Result<()>;
     fn synchronize(&self) -> Result<()>;

@@ -138,8 +138,8 @@ impl Greedy {
             positions.extend(sequence.cached as i32..sequence.tokens.len() as i32);
             cu_seqlens.push(tokens.len() as i32);
         }
-        let slots: Vec<usize> = running.iter().map(|s| s.slot).collect();
-        let cached: Vec<usize> = running.iter().map(|s| s.cached).collect();
+        let slots: Vec<i32> = running.iter().map(|s| s.slot as i32).collect();
+        let cached: Vec<i32> = running.iter().map(|s| s.cached as i32).collect();
         let batch = Packed { tokens: &tokens, positions: &positions, cu_seqlens: &cu_seqlens };
         let mode = AttentionMode::Cached { cache: &mut self.cache, slots: &slots, cached: &cached };
         model.forward(ops, weights, &mut self.activations, batch, mode)?;

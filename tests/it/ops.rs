@@ -154,37 +154,66 @@ fn gemm_in_every_orientation() {
 }
 
 #[test]
-fn bias_and_embedding_gradients_add_rows() {
-    let (t, n) = (11, 70);
-    let (dy, mut dbias) = (tensor(1, &[t, n]), tensor(2, &[n]));
-    Cpu.bias_backward(BiasBackward { dy: dy.view(), dbias: dbias.view_mut() }).unwrap();
-    let start = tensor(2, &[n]);
-    for j in 0..n {
-        let expected: f64 = start.view().f32()[j] as f64 + (0..t).map(|i| dy.view().f32()[i * n + j] as f64).sum::<f64>();
-        assert!((dbias.view().f32()[j] as f64 - expected).abs() < 1e-5);
+fn bias_gradient() {
+    for (t, n) in [(1, 5), (11, 70), (130, 129)] {
+        let (x, weight, bias, dy) = (tensor(1, &[t, 3]), tensor(2, &[n, 3]), tensor(3, &[n]), tensor(4, &[t, n]));
+        let (mut dbias, mut partials) = (tensor(5, &[n]), poisoned(&[BiasBackward::PARTIALS, n]));
+        let op = BiasBackward { dy: dy.view(), dbias: dbias.view_mut(), partials: partials.view_mut() };
+        Cpu.bias_backward(op).unwrap();
+        let before = tensor(5, &[n]);
+        let added: Vec<f32> =
+            dbias.view().f32().iter().zip(before.view().f32()).map(|(after, before)| after - before).collect();
+        check_gradient("bias", &bias, &added, |bias| {
+            let mut y = poisoned(&[t, n]);
+            Cpu.gemm(Gemm::linear(x.view(), weight.view(), Some(bias.view()), y.view_mut())).unwrap();
+            dot(y.view().f32(), dy.view().f32())
+        });
     }
+}
 
-    let ids = Tensor::from_i32(&[3, 0, 3, 4], &[4]);
-    let (table, dout) = (tensor(3, &[5, 6]), tensor(4, &[4, 6]));
-    let mut out = poisoned(&[4, 6]);
-    Cpu.embedding(Embedding { table: table.view(), ids: ids.view(), out: out.view_mut() }).unwrap();
+#[test]
+fn embedding_gradient() {
+    let (t, v, d) = (9, 5, 6);
+    let ids = Tensor::from_i32(&[3, 0, 3, 4, 0, 0, 3, 4, 4], &[t]);
+    let order = Tensor::from_i32(&[1, 4, 5, 0, 2, 6, 3, 7, 8], &[t]);
+    let (table, dout) = (tensor(3, &[v, d]), tensor(4, &[t, d]));
+    let lookup = |table: &Tensor, ids: &Tensor| {
+        let mut out = poisoned(&[t, d]);
+        Cpu.embedding(Embedding { table: table.view(), ids: ids.view(), out: out.view_mut() }).map(|()| out)
+    };
+    let out = lookup(&table, &ids).unwrap();
     assert_eq!(out.view().f32()[12..18], table.view().f32()[18..24]);
-    let mut dtable = zeros(&[5, 6]);
-    let order = Tensor::from_i32(&[1, 0, 2, 3], &[4]);
-    Cpu.embedding_backward(EmbeddingBackward {
-        dout: dout.view(),
-        ids: ids.view(),
-        order: order.view(),
-        dtable: dtable.view_mut(),
-    })
-    .unwrap();
-    let rows: Vec<Vec<f32>> = dtable.view().f32().chunks(6).map(<[f32]>::to_vec).collect();
-    let d = dout.view().f32();
-    assert_eq!(rows[0], d[6..12]);
-    assert_eq!(rows[1], [0.0; 6]);
-    assert_eq!(rows[3], (0..6).map(|i| d[i] + d[12 + i]).collect::<Vec<_>>());
-    let wrong = Tensor::from_i32(&[3, 0, 5, 4], &[4]);
-    assert!(Cpu.embedding(Embedding { table: table.view(), ids: wrong.view(), out: out.view_mut() }).is_err());
+    let backward = |mut dtable: Tensor| {
+        let (dout, ids, order) = (dout.view(), ids.view(), order.view());
+        Cpu.embedding_backward(EmbeddingBackward { dout, ids, order, dtable: dtable.view_mut() }).unwrap();
+        dtable.view().f32().to_vec()
+    };
+    let dtable = backward(zeros(&[v, d]));
+    check_gradient("embedding", &table, &dtable, |table| dot(lookup(table, &ids).unwrap().view().f32(), dout.view().f32()));
+    assert_eq!(dtable[6..18], [0.0; 12], "ids that do not occur");
+    let before = tensor(5, &[v, d]);
+    let added: Vec<f32> = backward(tensor(5, &[v, d])).iter().zip(before.view().f32()).map(|(a, b)| a - b).collect();
+    assert!(relative_error(&added, &dtable) < 1e-6, "the gradient is added");
+    for wrong in [5, -1] {
+        let ids = Tensor::from_i32(&[3, 0, wrong, 4, 0, 0, 3, 4, 4], &[t]);
+        assert!(lookup(&table, &ids).is_err());
+    }
+}
+
+#[test]
+fn cast_rounds_to_nearest_even_and_back_exactly() {
+    let x = [1.0, 1.0 + 1.0 / 256.0, 1.0 + 3.0 / 256.0, -3.4e38, 1e-40, f32::INFINITY, 0.1];
+    let (wide, mut narrow, mut back) = (Tensor::from_f32(&x, &[7]), Tensor::host(DType::Bf16, &[7]), poisoned(&[7]));
+    Cpu.cast(wide.view(), narrow.view_mut()).unwrap();
+    Cpu.cast(narrow.view(), back.view_mut()).unwrap();
+    let tiny = f32::from_bits(0x0001_0000); // 1e-40 in bf16: a multiple of 2^-133
+    let expected = [1.0, 1.0, 1.0 + 4.0 / 256.0, f32::NEG_INFINITY, tiny, f32::INFINITY, 0.100_097_656];
+    assert_eq!(back.view().f32(), expected);
+    let mut copy = poisoned(&[7]);
+    Cpu.cast(wide.view(), copy.view_mut()).unwrap();
+    assert_eq!(copy.view().f32(), x);
+    assert!(Cpu.cast(wide.view(), Tensor::host(DType::I32, &[7]).view_mut()).is_err());
+    assert!(Cpu.cast(wide.view(), Tensor::host(DType::Bf16, &[8]).view_mut()).is_err());
 }
 
 #[test]
@@ -221,6 +250,29 @@ fn rope_turns_by_position_and_back() {
     assert!((turned[2 * 20] as f64 - (x * 7f64.cos() - y * 7f64.sin())).abs() < 1e-5);
     assert!((turned[2 * 20 + 2] as f64 - (y * 7f64.cos() + x * 7f64.sin())).abs() < 1e-5);
     assert!(relative_error(&turn(true), &original) < 1e-6);
+}
+
+#[test]
+fn rope_gradient_is_the_inverse() {
+    let heads = HeadLayout { query: 3, kv: 2, dim: 6 };
+    let (t, p) = (5, 9);
+    let positions = Tensor::from_i32(&[8, 0, 3, 3, 1], &[t]);
+    let angles = values(p * 3, 7, 0.0, 3.0);
+    let table = |f: fn(f32) -> f32| Tensor::from_f32(&angles.iter().map(|&a| f(a)).collect::<Vec<_>>(), &[p, 3]);
+    let (cos, sin) = (table(f32::cos), table(f32::sin));
+    let turn = |x: &Tensor, inverse| {
+        let mut qkv = Tensor::from_f32(x.view().f32(), x.shape());
+        let (positions, cos, sin) = (positions.view(), cos.view(), sin.view());
+        Cpu.rope(Rope { qkv: qkv.view_mut(), heads, positions, cos, sin, inverse }).unwrap();
+        qkv
+    };
+    let (qkv, dout) = (tensor(1, &[t, heads.fused(), 6]), tensor(2, &[t, heads.fused(), 6]));
+    check_gradient("rope", &qkv, turn(&dout, true).view().f32(), |x| dot(turn(x, false).view().f32(), dout.view().f32()));
+    let odd = HeadLayout { dim: 5, ..heads };
+    let (positions, table) = (positions.view(), zeros(&[p, 2]));
+    let (cos, sin) = (table.view(), table.view());
+    let mut qkv = tensor(1, &[t, odd.fused(), 5]);
+    assert!(Cpu.rope(Rope { qkv: qkv.view_mut(), heads: odd, positions, cos, sin, inverse: false }).is_err());
 }
 
 struct AttentionCase {
@@ -339,32 +391,33 @@ fn attention_refuses_heads_and_lengths_that_do_not_fit() {
 #[test]
 fn cached_attention_continues_where_packed_attention_stands() {
     let heads = HeadLayout { query: 4, kv: 2, dim: 6 };
-    let lengths = [140usize, 3, 17];
     let case = AttentionCase { heads, cu_seqlens: vec![0, 140, 143, 160] };
     let qkv = tensor(1, &case.qkv_shape());
     let (whole, _) = case.forward(&qkv);
     let row = heads.fused() * heads.dim;
     let (mut keys, mut values) = (poisoned(&[4, 150, 2, 6]), poisoned(&[4, 150, 2, 6]));
     let slots = [2, 0, 3];
-    let mut cached = [0usize; 3];
+    let mut cached = [0i32; 3];
     // Uneven steps: whole prompts, one token, nothing new for one sequence.
     for step in [[139, 1, 5], [1, 1, 0], [0, 1, 12]] {
         let mut cu_seqlens = vec![0i32];
         let mut new = Vec::new();
         for i in 0..3 {
-            let first = (case.cu_seqlens[i] as usize + cached[i]) * row;
+            let first = (case.cu_seqlens[i] + cached[i]) as usize * row;
             new.extend(&qkv.view().f32()[first..first + step[i] * row]);
             cu_seqlens.push(cu_seqlens[i] + step[i] as i32);
         }
         let tokens = *cu_seqlens.last().unwrap() as usize;
         let new = Tensor::from_f32(&new, &[tokens, heads.fused(), heads.dim]);
         let mut out = poisoned(&[tokens, heads.query, heads.dim]);
+        let device = [&cu_seqlens[..], &slots, &cached].map(|numbers| Tensor::from_i32(numbers, &[numbers.len()]));
         Cpu.cached_attention(CachedAttention {
             qkv: new.view(),
             heads,
-            cu_seqlens: &cu_seqlens,
-            slots: &slots,
-            cached: &cached,
+            cu_seqlens: device[0].view(),
+            slots: device[1].view(),
+            cached: device[2].view(),
+            host: CacheUse { cu_seqlens: &cu_seqlens, slots: &slots, cached: &cached },
             keys: keys.view_mut(),
             values: values.view_mut(),
             out: out.view_mut(),
@@ -372,14 +425,14 @@ fn cached_attention_continues_where_packed_attention_stands() {
         .unwrap();
         let width = heads.query * heads.dim;
         for i in 0..3 {
-            let begin = (case.cu_seqlens[i] as usize + cached[i]) * width;
+            let begin = (case.cu_seqlens[i] + cached[i]) as usize * width;
             let expected = &whole.view().f32()[begin..begin + step[i] * width];
             let got = &out.view().f32()[cu_seqlens[i] as usize * width..][..step[i] * width];
             assert!(step[i] == 0 || relative_error(got, expected) <= 2e-6, "sequence {i} of step {step:?}");
-            cached[i] += step[i];
+            cached[i] += step[i] as i32;
         }
     }
-    assert_eq!(cached, lengths);
+    assert_eq!(cached, [140, 3, 17]);
 }
 
 #[test]

@@ -155,18 +155,31 @@ pub struct CachedAttention<'a> {
     /// [T, Q + 2K, H] new tokens after RoPE, sequences back to back.
     pub qkv: View<'a>,
     pub heads: HeadLayout,
-    /// [S + 1] bounds of each sequence's new tokens.
-    pub cu_seqlens: &'a [i32],
-    /// [S] each sequence's slot.
-    pub slots: &'a [usize],
-    /// [S] tokens that the slot held before.
-    pub cached: &'a [usize],
+    /// [S + 1] i32: bounds of each sequence's new tokens.
+    pub cu_seqlens: View<'a>,
+    /// [S] i32: each sequence's slot.
+    pub slots: View<'a>,
+    /// [S] i32: tokens that the slot held before.
+    pub cached: View<'a>,
+    /// The same numbers on the host, which are checked.
+    pub host: CacheUse<'a>,
     /// [slots, capacity, K, H]
     pub keys: ViewMut<'a>,
     /// [slots, capacity, K, H]
     pub values: ViewMut<'a>,
     /// [T, Q, H] overwritten.
     pub out: ViewMut<'a>,
+}
+
+/// Which tokens of a micro-batch join which slot of a cache.
+#[derive(Clone, Copy)]
+pub struct CacheUse<'a> {
+    /// [S + 1]
+    pub cu_seqlens: &'a [i32],
+    /// [S]
+    pub slots: &'a [i32],
+    /// [S]
+    pub cached: &'a [i32],
 }
 
 impl CachedAttention<'_> {
@@ -180,18 +193,32 @@ impl CachedAttention<'_> {
         expect_shape(OP, "keys", self.keys.shape(), &[slots, capacity, kv, dim])?;
         expect_shape(OP, "values", self.values.shape(), &[slots, capacity, kv, dim])?;
         expect_shape(OP, "out", self.out.shape(), &[t, query, dim])?;
-        expect(OP, self.cu_seqlens.len() == self.slots.len() + 1 && self.slots.len() == self.cached.len(), || {
+        for (operand, dtype) in [("keys", self.keys.dtype()), ("values", self.values.dtype()), ("out", self.out.dtype())] {
+            expect_dtype(OP, operand, dtype, self.qkv.dtype())?;
+        }
+        let CacheUse { cu_seqlens, slots: used, cached } = self.host;
+        let sequences = used.len();
+        for (operand, view, length) in [
+            ("cu_seqlens", &self.cu_seqlens, sequences + 1),
+            ("slots", &self.slots, sequences),
+            ("cached", &self.cached, sequences),
+        ] {
+            expect_shape(OP, operand, view.shape(), &[length])?;
+            expect_dtype(OP, operand, view.dtype(), DType::I32)?;
+        }
+        expect(OP, cu_seqlens.len() == sequences + 1 && cached.len() == sequences, || {
             "cu_seqlens, slots and cached disagree about the number of sequences".into()
         })?;
-        let ordered = self.cu_seqlens.windows(2).all(|w| w[0] <= w[1]);
-        expect(OP, ordered && self.cu_seqlens[0] == 0 && self.cu_seqlens[self.slots.len()] == t as i32, || {
-            format!("cu_seqlens must rise from 0 to {t}, not {:?}", self.cu_seqlens)
+        let ordered = cu_seqlens.windows(2).all(|w| w[0] <= w[1]);
+        expect(OP, ordered && cu_seqlens[0] == 0 && cu_seqlens[sequences] == t as i32, || {
+            format!("cu_seqlens must rise from 0 to {t}, not {cu_seqlens:?}")
         })?;
-        for (i, (&slot, &cached)) in self.slots.iter().zip(self.cached).enumerate() {
-            let new = (self.cu_seqlens[i + 1] - self.cu_seqlens[i]) as usize;
-            expect(OP, !self.slots[..i].contains(&slot), || format!("two sequences have slot {slot}"))?;
-            expect(OP, slot < slots && cached + new <= capacity, || {
-                format!("sequence {i} needs {} tokens of slot {slot}, which holds {capacity}", cached + new)
+        for i in 0..sequences {
+            let (slot, needed) = (used[i], cached[i] as i64 + (cu_seqlens[i + 1] - cu_seqlens[i]) as i64);
+            expect(OP, !used[..i].contains(&slot), || format!("two sequences have slot {slot}"))?;
+            let fits = (0..slots as i64).contains(&slot.into()) && cached[i] >= 0 && needed <= capacity as i64;
+            expect(OP, fits, || {
+                format!("sequence {i} needs {needed} tokens of slot {slot}; {slots} slots hold {capacity} each")
             })?;
         }
         Ok(())

@@ -4,7 +4,9 @@ use super::{Cost, expect_dtype, expect_shape};
 use crate::error::Result;
 use crate::tensor::{DType, View, ViewMut};
 
-/// out[t] = table[ids[t]].
+/// out[t] = table[ids[t]]: a copy, to the bit.
+///
+/// The CPU backend refuses an id outside the table. A kernel cannot, so callers check ids on the host; its row for such an id is zeros.
 pub struct Embedding<'a> {
     /// [V, D]
     pub table: View<'a>,
@@ -29,7 +31,9 @@ impl Embedding<'_> {
     }
 }
 
-/// dtable[ids[t]] += dout[t], the occurrences of an id added in order of t.
+/// dtable[ids[t]] += dout[t] in f32, the occurrences of an id added one by one in order of t.
+///
+/// The CPU backend refuses an id outside the table; kernels leave its occurrences out.
 pub struct EmbeddingBackward<'a> {
     /// [T, D]
     pub dout: View<'a>,

@@ -106,18 +106,30 @@ impl<'a> Gemm<'a> {
     }
 }
 
-/// dbias[N] += Σ_T dy[T, N], rows added in order.
+/// dbias[N] += Σ_T dy[T, N] in f32.
+///
+/// Deterministic: a backend adds the rows in one fixed order. Kernels deal them to [`BiasBackward::PARTIALS`] partial sums, whatever the
+/// device, which are added in order; the CPU backend adds all rows in order and leaves `partials` alone.
 pub struct BiasBackward<'a> {
     /// [T, N]
     pub dy: View<'a>,
     /// [N] f32, added to.
     pub dbias: ViewMut<'a>,
+    /// [PARTIALS, N] f32 scratch, overwritten.
+    pub partials: ViewMut<'a>,
 }
 
 impl BiasBackward<'_> {
+    /// The number of partial sums: a constant, so that no result depends on the number of processors.
+    pub const PARTIALS: usize = 64;
+
     pub fn check(&self) -> Result<()> {
-        expect_shape("bias_backward", "dbias", self.dbias.shape(), &[self.dy.shape().row_elements()])?;
-        expect_dtype("bias_backward", "dbias", self.dbias.dtype(), DType::F32)
+        const OP: &str = "bias_backward";
+        let n = self.dy.shape().row_elements();
+        expect_shape(OP, "dbias", self.dbias.shape(), &[n])?;
+        expect_shape(OP, "partials", self.partials.shape(), &[Self::PARTIALS, n])?;
+        expect_dtype(OP, "dbias", self.dbias.dtype(), DType::F32)?;
+        expect_dtype(OP, "partials", self.partials.dtype(), DType::F32)
     }
 
     pub fn cost(&self) -> Cost {

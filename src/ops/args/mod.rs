@@ -16,7 +16,7 @@ mod rms_norm;
 mod rope;
 mod swiglu;
 
-pub use attention::{Attention, AttentionBackward, CachedAttention, HeadLayout};
+pub use attention::{Attention, AttentionBackward, CacheUse, CachedAttention, HeadLayout};
 pub use classifier::{Classifier, ClassifierGradients, IGNORE};
 pub use embedding::{Embedding, EmbeddingBackward};
 pub use gemm::{BiasBackward, Gemm, GemmDesc, Operand};

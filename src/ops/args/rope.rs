@@ -1,6 +1,6 @@
 //! Rotary position embedding (Su et al. 2021, arXiv 2104.09864), half-split as in Qwen2.
 
-use super::{Cost, HeadLayout, expect_dtype, expect_shape};
+use super::{Cost, HeadLayout, expect, expect_dtype, expect_shape};
 use crate::error::Result;
 use crate::tensor::{DType, View, ViewMut};
 
@@ -24,6 +24,8 @@ impl Rope<'_> {
     pub fn check(&self) -> Result<()> {
         const OP: &str = "rope";
         let [t, p] = [self.qkv.shape()[0], self.cos.shape()[0]];
+        let HeadLayout { dim, .. } = self.heads;
+        expect(OP, dim > 0 && dim % 2 == 0, || format!("heads of {dim} elements have no two halves"))?;
         expect_shape(OP, "qkv", self.qkv.shape(), &[t, self.heads.fused(), self.heads.dim])?;
         expect_shape(OP, "positions", self.positions.shape(), &[t])?;
         expect_shape(OP, "cos", self.cos.shape(), &[p, self.heads.dim / 2])?;

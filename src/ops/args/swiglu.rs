@@ -41,7 +41,9 @@ impl SwiGluBackward<'_> {
         let [t, f] = [self.dout.shape()[0], self.dout.shape().row_elements()];
         expect_shape(OP, "dout", self.dout.shape(), &[t, f])?;
         expect_shape(OP, "gate_up", self.gate_up.shape(), &[t, 2 * f])?;
-        expect_shape(OP, "dgate_up", self.dgate_up.shape(), &[t, 2 * f])
+        expect_shape(OP, "dgate_up", self.dgate_up.shape(), &[t, 2 * f])?;
+        expect_dtype(OP, "dout", self.dout.dtype(), self.gate_up.dtype())?;
+        expect_dtype(OP, "dgate_up", self.dgate_up.dtype(), self.gate_up.dtype())
     }
 
     pub fn cost(&self) -> Cost {

@@ -12,8 +12,9 @@ mod rope;
 mod swiglu;
 
 use super::*;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::tensor::HostAllocator;
+use half::bf16;
 use rayon::prelude::*;
 
 pub struct Cpu;
@@ -36,6 +37,16 @@ impl Ops for Cpu {
     fn add(&self, x: View, out: ViewMut) -> Result<()> {
         args::expect_shape("add", "x", x.shape(), out.shape())?;
         out.f32().par_iter_mut().zip(x.f32()).with_min_len(1 << 14).for_each(|(out, x)| *out += x);
+        Ok(())
+    }
+    fn cast(&self, x: View, out: ViewMut) -> Result<()> {
+        args::expect_shape("cast", "x", x.shape(), out.shape())?;
+        match (x.dtype(), out.dtype()) {
+            (DType::F32, DType::Bf16) => out.bf16().iter_mut().zip(x.f32()).for_each(|(out, &x)| *out = bf16::from_f32(x)),
+            (DType::Bf16, DType::F32) => out.f32().iter_mut().zip(x.bf16()).for_each(|(out, x)| *out = x.to_f32()),
+            (from @ (DType::F32 | DType::Bf16), to) if from == to => out.raw_bytes().copy_from_slice(x.raw_bytes()),
+            (from, to) => return Err(Error::internal(format!("cast: {from} to {to}"))),
+        }
         Ok(())
     }
     fn upload(&self, bytes: &[u8], out: ViewMut) -> Result<()> {
