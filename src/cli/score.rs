@@ -105,7 +105,7 @@ pub fn run(args: ScoreArgs) -> Result<()> {
     let rows: Vec<(Value, Example)> = read(&args.input, &FieldNames::default(), system.as_deref(), &chat)?;
     let longest = rows.iter().map(|(_, e)| e.tokens.len()).max().unwrap_or(1);
     let micro_tokens = longest.max(MICRO_TOKENS);
-    let needed = Scorer::plan(ops.dtype(), &config, micro_tokens, longest)?.total();
+    let needed = Scorer::plan(ops.as_ref(), &config, micro_tokens, longest)?.total();
     require_host_memory(needed, "leave out the longest rows, or use a smaller model")?;
     let checkpoint = Checkpoint::open(&args.model)?;
     let mut scorer =
@@ -118,8 +118,7 @@ pub fn run(args: ScoreArgs) -> Result<()> {
             let mut scores: Vec<Vec<(i32, f32)>> = vec![Vec::new(); group.len()];
             for batch in pack(&examples, micro_tokens, true)? {
                 let values = scorer.log_probabilities(ops.as_ref(), &batch)?;
-                for (&row, bounds) in batch.rows.iter().zip(batch.cu_seqlens.windows(2)) {
-                    let range = bounds[0] as usize..bounds[1] as usize;
+                for (row, range) in batch.sequences() {
                     let pairs = batch.targets[range.clone()].iter().copied().zip(values[range].iter().copied());
                     scores[row] = pairs.filter(|&(target, _)| target != IGNORE).collect();
                 }

@@ -143,7 +143,7 @@ fn plan(
     let mut fits = Ok(());
     for &keep in policies {
         let sizes = Sizes { micro_tokens, positions, keep };
-        let mut ledger = Engine::plan(ops.dtype(), architecture, sizes)?;
+        let mut ledger = Engine::plan(ops, architecture, sizes)?;
         if let Some(samples) = samples {
             ledger.entries.extend(samples.plan(ops, architecture)?.entries);
         }

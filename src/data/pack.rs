@@ -4,6 +4,7 @@
 
 use super::dataset::Example;
 use crate::error::{Error, Result};
+use std::ops::Range;
 
 /// The target of a position that is not trained on.
 pub const IGNORE: i32 = -1;
@@ -19,8 +20,29 @@ pub struct MicroBatch {
     pub targets: Vec<i32>,
     /// (S + 1): sequence s is tokens cu_seqlens[s]..cu_seqlens[s + 1].
     pub cu_seqlens: Vec<i32>,
-    /// (S): which of the step's examples each sequence is.
+    /// (S): which of the step's examples each sequence is. The padding is none of them.
     pub rows: Vec<usize>,
+}
+
+impl MicroBatch {
+    /// The same sequences with one more behind them, without targets, that fills the batch up to a multiple of `multiple` tokens: a
+    /// device that prepares something for each shape then meets few of them.
+    pub fn padded(&self, multiple: usize) -> MicroBatch {
+        let mut batch = self.clone();
+        let (tokens, padded) = (self.tokens.len(), self.tokens.len().next_multiple_of(multiple));
+        if padded > tokens {
+            batch.tokens.resize(padded, 0);
+            batch.positions.extend(0..(padded - tokens) as i32);
+            batch.targets.resize(padded, IGNORE);
+            batch.cu_seqlens.push(padded as i32);
+        }
+        batch
+    }
+
+    /// The sequences that are rows: which one, and its tokens.
+    pub fn sequences(&self) -> impl Iterator<Item = (usize, Range<usize>)> {
+        self.rows.iter().zip(self.cu_seqlens.windows(2)).map(|(&row, w)| (row, w[0] as usize..w[1] as usize))
+    }
 }
 
 /// Packs `examples` into micro-batches of at most `micro_tokens` tokens; without `packing` each holds one sequence.

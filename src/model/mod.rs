@@ -14,4 +14,4 @@ pub use activations::{Activations, Keep, KvCache};
 pub use forward::{AttentionMode, Packed, Qwen2};
 pub use gradients::{AccumulatedGradients, BlockGradients, GradSink};
 pub use layout::{Block, BlockLayout, Layout, Parameter, Part, Role};
-pub use weights::{BlockWeights, ResidentWeights, WeightSource};
+pub use weights::{BlockWeights, ResidentWeights, WeightSource, download_f32};

@@ -38,13 +38,24 @@ pub struct ResidentWeights {
     layout: Arc<Layout>,
     /// A flat buffer a block, in the backend's storage type.
     pub blocks: Vec<Tensor>,
+    /// Beside bf16 blocks that are trained: the lower halves of their f32 masters, see [`Master::Remainder`](crate::ops::Master::Remainder).
+    pub remainders: Option<Vec<Tensor>>,
 }
 
 impl ResidentWeights {
+    /// Weights that are only read.
     pub fn new(arena: &mut Arena, layout: Arc<Layout>, dtype: DType) -> Result<Self> {
-        let cut = |b: &BlockLayout| arena.tensor(&format!("weights.{:?}", b.block), dtype, &[b.elements]);
-        let blocks = layout.blocks.iter().map(cut).collect::<Result<_>>()?;
-        Ok(ResidentWeights { layout, blocks })
+        let blocks = flat(arena, &layout, "weights", dtype)?;
+        Ok(ResidentWeights { layout, blocks, remainders: None })
+    }
+
+    /// Weights that are trained: to the precision of f32, however few bits the products read.
+    pub fn trained(arena: &mut Arena, layout: Arc<Layout>, dtype: DType) -> Result<Self> {
+        let mut weights = Self::new(arena, layout, dtype)?;
+        if dtype == DType::Bf16 {
+            weights.remainders = Some(flat(arena, &weights.layout, "optimizer.remainder", DType::U16)?);
+        }
+        Ok(weights)
     }
 
     pub fn layout(&self) -> &Arc<Layout> {
@@ -54,13 +65,22 @@ impl ResidentWeights {
     /// Fills every tensor of the checkpoint from `read(name, shape, out)`, which writes f32 values.
     pub fn load(&mut self, ops: &dyn Ops, mut read: impl FnMut(&str, &[usize], &mut [f32]) -> Result<()>) -> Result<()> {
         let mut values = Vec::new();
-        for (layout, data) in self.layout.blocks.iter().zip(&mut self.blocks) {
+        for (index, layout) in self.layout.blocks.iter().enumerate() {
             for parameter in &layout.parameters {
                 for part in &parameter.parts {
                     let range = parameter.part_range(part);
                     values.resize(range.len(), 0.0);
                     read(&part.name, &parameter.part_shape(part), &mut values)?;
-                    upload_f32(ops, &values, data.view_mut().into_rows(range))?;
+                    let out = self.blocks[index].view_mut().into_rows(range.clone());
+                    match &mut self.remainders {
+                        None => upload_f32(ops, &values, out)?,
+                        Some(remainders) => {
+                            let (weights, remainder): (Vec<u16>, Vec<u16>) = values.iter().map(|&v| split(v)).unzip();
+                            ops.upload(bytemuck::cast_slice(&weights), out)?;
+                            let out = remainders[index].view_mut().into_rows(range);
+                            ops.upload(bytemuck::cast_slice(&remainder), out)?;
+                        }
+                    }
                 }
             }
         }
@@ -97,16 +117,24 @@ impl ResidentWeights {
         })
     }
 
-    /// Rows `rows` of a tensor of the checkpoint, as f32.
+    /// Rows `rows` of a tensor of the checkpoint: the f32 master where there is one.
     pub fn read(&self, ops: &dyn Ops, name: &str, rows: Range<usize>, out: &mut [f32]) -> Result<()> {
-        for (layout, data) in self.layout.blocks.iter().zip(&self.blocks) {
+        for (index, layout) in self.layout.blocks.iter().enumerate() {
             for parameter in &layout.parameters {
-                if let Some(part) = parameter.parts.iter().find(|part| part.name == name) {
-                    let range =
-                        parameter.part_range(&Part { rows: rows.len(), begin: part.begin + rows.start, ..part.clone() });
-                    out.copy_from_slice(&download_f32(ops, data.view().rows(range))?);
-                    return Ok(());
+                let Some(part) = parameter.parts.iter().find(|part| part.name == name) else { continue };
+                let range = parameter.part_range(&Part { rows: rows.len(), begin: part.begin + rows.start, ..part.clone() });
+                let weights = self.blocks[index].view().rows(range.clone());
+                match &self.remainders {
+                    None => out.copy_from_slice(&download_f32(ops, weights)?),
+                    Some(remainders) => {
+                        let mut halves = [vec![0u16; range.len()], vec![0u16; range.len()]];
+                        ops.download(weights, bytemuck::cast_slice_mut(&mut halves[0]))?;
+                        ops.download(remainders[index].view().rows(range), bytemuck::cast_slice_mut(&mut halves[1]))?;
+                        let pairs = halves[0].iter().zip(&halves[1]);
+                        out.iter_mut().zip(pairs).for_each(|(out, (&weight, &rest))| *out = joined(weight, rest));
+                    }
                 }
+                return Ok(());
             }
         }
         Err(Error::internal(format!("the model has no tensor {name}")))
@@ -120,6 +148,22 @@ impl WeightSource for ResidentWeights {
     fn acquire(&self, block: Block) -> Result<BlockWeights<'_>> {
         Ok(BlockWeights::new(self.layout.block(block), self.blocks[self.layout.index(block)].view()))
     }
+}
+
+/// A flat buffer a block.
+fn flat(arena: &mut Arena, layout: &Layout, what: &str, dtype: DType) -> Result<Vec<Tensor>> {
+    layout.blocks.iter().map(|b| arena.tensor(&format!("{what}.{:?}", b.block), dtype, &[b.elements])).collect()
+}
+
+/// The bits of a bf16 weight and of its remainder, which are `master` exactly.
+fn split(master: f32) -> (u16, u16) {
+    let (high, rest) = ((master.to_bits() >> 16) as u16, master.to_bits() as u16);
+    (high.wrapping_add(rest >> 15), rest)
+}
+
+/// What [`split`] took apart.
+fn joined(weight: u16, rest: u16) -> f32 {
+    f32::from_bits(u32::from(weight.wrapping_sub(rest >> 15)) << 16 | u32::from(rest))
 }
 
 /// Uploads f32 values in the storage type of `out`.
@@ -147,4 +191,28 @@ pub fn download_f32(ops: &dyn Ops, x: View) -> Result<Vec<f32>> {
         other => return Err(Error::internal(format!("{other} elements were read as weights"))),
     }
     Ok(values)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{joined, split};
+    use half::bf16;
+
+    #[test]
+    fn weight_and_remainder_are_the_master_exactly_and_the_weight_is_the_nearest() {
+        let mut bits = 1u32;
+        for case in 0..1_000_000u32 {
+            // Every exponent and sign, and the places around a tie.
+            bits = bits.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            let bits =
+                if case % 4 == 0 { bits & 0xffff_0000 | [0x7fff, 0x8000, 0x8001, 0][case as usize / 4 % 4] } else { bits };
+            let master = f32::from_bits(bits);
+            let (weight, rest) = split(master);
+            assert_eq!(joined(weight, rest).to_bits(), bits);
+            let stored = bf16::from_bits(weight).to_f32();
+            if master.is_finite() && rest != 0x8000 {
+                assert_eq!(stored, bf16::from_f32(master).to_f32(), "{master:e}");
+            }
+        }
+    }
 }

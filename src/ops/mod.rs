@@ -16,6 +16,10 @@ pub trait Ops: Send {
     fn device(&self) -> String;
     /// The storage type of weights and activations.
     fn dtype(&self) -> DType;
+    /// Micro-batches are padded to a multiple of this many tokens.
+    fn token_multiple(&self) -> usize {
+        1
+    }
     /// Where tensors for this backend are reserved.
     fn allocator(&self) -> &dyn Allocator;
 

@@ -6,7 +6,7 @@ use crate::data::{IGNORE, MicroBatch};
 use crate::error::Result;
 use crate::model::{AccumulatedGradients, Activations, AttentionMode, Keep, Packed, Qwen2, ResidentWeights};
 use crate::ops::Ops;
-use crate::tensor::{Arena, DType, Ledger};
+use crate::tensor::{Arena, Ledger};
 
 pub struct Engine {
     pub ops: Box<dyn Ops>,
@@ -44,15 +44,16 @@ pub struct Loss {
 }
 
 impl State {
-    fn new(arena: &mut Arena, storage: DType, config: &ModelConfig, sizes: Sizes) -> Result<State> {
-        let model = Qwen2::new(arena, config, sizes.positions)?;
+    fn new(arena: &mut Arena, ops: &dyn Ops, config: &ModelConfig, sizes: Sizes) -> Result<State> {
+        let (storage, multiple) = (ops.dtype(), ops.token_multiple());
+        let model = Qwen2::new(arena, config, sizes.positions.max(multiple))?;
         let layout = model.layout.clone();
         Ok(State {
             model,
-            weights: ResidentWeights::new(arena, layout.clone(), storage)?,
+            weights: ResidentWeights::trained(arena, layout.clone(), storage)?,
             gradients: AccumulatedGradients::new(arena, layout.clone())?,
             optimizer: Optimizer::new(arena, layout)?,
-            activations: Activations::new(arena, config, storage, sizes.micro_tokens, sizes.keep)?,
+            activations: Activations::new(arena, config, storage, sizes.micro_tokens.next_multiple_of(multiple), sizes.keep)?,
         })
     }
 }
@@ -60,15 +61,15 @@ impl State {
 impl Engine {
     /// Reserves everything. The weights are zeros until they are loaded or initialised.
     pub fn new(ops: Box<dyn Ops>, config: &ModelConfig, sizes: Sizes) -> Result<Engine> {
-        let (mut state, ledger) = Arena::build(ops.allocator(), |arena| State::new(arena, ops.dtype(), config, sizes))?;
+        let (mut state, ledger) = Arena::build(ops.allocator(), |arena| State::new(arena, ops.as_ref(), config, sizes))?;
         state.model.upload_tables(ops.as_ref())?;
         Ok(Engine { ops, state, ledger })
     }
 
     /// The ledger that [`Engine::new`] would reserve.
-    pub fn plan(storage: DType, config: &ModelConfig, sizes: Sizes) -> Result<Ledger> {
+    pub fn plan(ops: &dyn Ops, config: &ModelConfig, sizes: Sizes) -> Result<Ledger> {
         let mut arena = Arena::dry();
-        State::new(&mut arena, storage, config, sizes)?;
+        State::new(&mut arena, ops, config, sizes)?;
         Ok(arena.ledger().clone())
     }
 
@@ -80,6 +81,7 @@ impl Engine {
         let mut sums = vec![0.0f64; rows];
         gradients.zero(ops)?;
         for batch in batches {
+            let batch = &batch.padded(ops.token_multiple());
             model.forward(ops, weights, activations, packed(batch), AttentionMode::Train)?;
             let scales = counts.scales(batch, normalize);
             let losses = model.backward(ops, weights, gradients, activations, packed(batch), &batch.targets, &scales)?;
@@ -98,10 +100,11 @@ impl Engine {
         Ok(Counts::new(batches, rows).loss(&sums, Normalize::Tokens))
     }
 
-    /// −log p of the target of every token of a batch, 0 where it has none.
+    /// −log p of the target of every token of a batch, padding included, 0 where it has none.
     pub fn token_losses(&mut self, batch: &MicroBatch) -> Result<Vec<f32>> {
         let ops = self.ops.as_ref();
         let State { model, weights, activations, .. } = &mut self.state;
+        let batch = &batch.padded(ops.token_multiple());
         model.forward(ops, weights, activations, packed(batch), AttentionMode::Train)?;
         model.losses(ops, weights, activations, &batch.targets)
     }
@@ -122,13 +125,9 @@ fn packed(batch: &MicroBatch) -> Packed<'_> {
     Packed { tokens: &batch.tokens, positions: &batch.positions, cu_seqlens: &batch.cu_seqlens }
 }
 
-fn sequences(batch: &MicroBatch) -> impl Iterator<Item = (usize, std::ops::Range<usize>)> {
-    batch.rows.iter().zip(batch.cu_seqlens.windows(2)).map(|(&row, w)| (row, w[0] as usize..w[1] as usize))
-}
-
 /// Adds each sequence's losses in token order.
 fn add_losses(batch: &MicroBatch, losses: &[f32], sums: &mut [f64]) {
-    for (row, range) in sequences(batch) {
+    for (row, range) in batch.sequences() {
         sums[row] = losses[range].iter().fold(sums[row], |sum, &loss| sum + loss as f64);
     }
 }
@@ -143,11 +142,11 @@ impl Counts {
     fn new(batches: &[MicroBatch], rows: usize) -> Self {
         let mut supervised = vec![0; rows];
         for batch in batches {
-            for (row, range) in sequences(batch) {
+            for (row, range) in batch.sequences() {
                 supervised[row] += batch.targets[range].iter().filter(|&&t| t != IGNORE).count();
             }
         }
-        Counts { tokens: batches.iter().map(|b| b.tokens.len()).sum(), supervised }
+        Counts { tokens: batches.iter().flat_map(|b| b.sequences()).map(|(_, range)| range.len()).sum(), supervised }
     }
 
     fn total(&self) -> usize {
@@ -157,7 +156,7 @@ impl Counts {
     /// The weight of each token's loss.
     fn scales(&self, batch: &MicroBatch, normalize: Normalize) -> Vec<f32> {
         let mut scales = vec![0.0; batch.tokens.len()];
-        for (row, range) in sequences(batch) {
+        for (row, range) in batch.sequences() {
             let divisor = match normalize {
                 Normalize::Tokens => self.total(),
                 Normalize::Sequences => self.supervised[row] * self.supervised.len(),

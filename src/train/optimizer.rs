@@ -2,7 +2,7 @@
 
 use crate::config::OptimizerConfig;
 use crate::error::Result;
-use crate::model::{AccumulatedGradients, Layout, ResidentWeights};
+use crate::model::{AccumulatedGradients, Layout, ResidentWeights, download_f32};
 use crate::ops::{AdamW, Master, Moment, Ops, SQUARE_SUMS_CHUNK, SquareSums};
 use crate::tensor::{Arena, DType, Tensor};
 use std::sync::Arc;
@@ -12,7 +12,7 @@ pub struct Optimizer {
     layout: Arc<Layout>,
     m: Vec<Tensor>,
     v: Vec<Tensor>,
-    /// Partial sums of squares of the longest block.
+    /// Partial sums of squares of all blocks.
     sums: Tensor,
     /// Updates done.
     pub step: u64,
@@ -25,22 +25,21 @@ impl Optimizer {
             layout.blocks.iter().map(|b| arena.tensor(&name(b.block), DType::F32, &[b.elements])).collect()
         };
         let (m, v) = (cut("m")?, cut("v")?);
-        let longest = layout.blocks.iter().map(|b| b.elements).max().unwrap_or_default();
-        let sums = arena.tensor("optimizer.square_sums", DType::F32, &[longest.div_ceil(SQUARE_SUMS_CHUNK)])?;
+        let chunks = layout.blocks.iter().map(|b| b.elements.div_ceil(SQUARE_SUMS_CHUNK)).sum();
+        let sums = arena.tensor("optimizer.square_sums", DType::F32, &[chunks])?;
         Ok(Optimizer { layout, m, v, sums, step: 0 })
     }
 
     /// ‖g‖₂ over all gradients: partial sums of 4096 elements, added in order in f64.
     pub fn gradient_norm(&mut self, ops: &dyn Ops, gradients: &AccumulatedGradients) -> Result<f64> {
-        let mut total = 0.0f64;
+        let mut rest = self.sums.view_mut();
         for x in gradients.blocks() {
-            let chunks = x.elements().div_ceil(SQUARE_SUMS_CHUNK);
-            ops.square_sums(SquareSums { x, sums: self.sums.rows_mut(chunks) })?;
-            let mut sums = vec![0.0f32; chunks];
-            ops.download(self.sums.rows(chunks), bytemuck::cast_slice_mut(&mut sums))?;
-            total = sums.iter().fold(total, |total, &sum| total + sum as f64);
+            let (sums, others) = rest.split_rows(x.elements().div_ceil(SQUARE_SUMS_CHUNK));
+            ops.square_sums(SquareSums { x, sums })?;
+            rest = others;
         }
-        Ok(total.sqrt())
+        let sums = download_f32(ops, self.sums.view())?;
+        Ok(sums.iter().fold(0.0, |total, &sum| total + f64::from(sum)).sqrt())
     }
 
     /// One update with gradients scaled by `grad_scale`, the clip factor.
@@ -54,17 +53,18 @@ impl Optimizer {
         grad_scale: f32,
     ) -> Result<()> {
         self.step += 1;
-        let moments = self.m.iter_mut().zip(&mut self.v);
-        let blocks = self.layout.blocks.iter().zip(&mut weights.blocks).zip(gradients.blocks());
-        for (((layout, param), grad), (m, v)) in blocks.zip(moments) {
+        for (index, (layout, grad)) in self.layout.blocks.iter().zip(gradients.blocks()).enumerate() {
             for parameter in &layout.parameters {
-                let range = parameter.offset..parameter.offset + parameter.elements();
+                let range = || parameter.offset..parameter.offset + parameter.elements();
                 ops.adamw(AdamW {
-                    param: param.view_mut().into_rows(range.clone()),
-                    grad: grad.rows(range.clone()),
-                    master: Master::None,
-                    m: Moment::plain(m.view_mut().into_rows(range.clone())),
-                    v: Moment::plain(v.view_mut().into_rows(range)),
+                    param: weights.blocks[index].view_mut().into_rows(range()),
+                    grad: grad.rows(range()),
+                    master: match &mut weights.remainders {
+                        None => Master::None,
+                        Some(remainders) => Master::Remainder(remainders[index].view_mut().into_rows(range())),
+                    },
+                    m: Moment::plain(self.m[index].view_mut().into_rows(range())),
+                    v: Moment::plain(self.v[index].view_mut().into_rows(range())),
                     step: self.step,
                     lr,
                     beta1: settings.betas[0],

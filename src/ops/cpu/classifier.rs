@@ -1,12 +1,13 @@
 //! Chunked linear + cross-entropy.
 
-use super::gemm::gemm;
+use super::bf16::updated;
 use super::math::{exp, max_of, sum_of, vectorised};
 use crate::error::{Error, Result};
-use crate::ops::{Classifier, Gemm, IGNORE};
+use crate::ops::{Classifier, Gemm, IGNORE, Ops};
 use rayon::prelude::*;
 
-pub fn classifier(op: Classifier) -> Result<()> {
+/// With the products and the storage type of `ops`.
+pub fn classifier(ops: &dyn Ops, op: Classifier) -> Result<()> {
     op.check()?;
     let (rows, vocabulary) = (op.hidden.shape()[0], op.head.shape()[0]);
     let targets = op.targets.i32();
@@ -29,15 +30,18 @@ pub fn classifier(op: Classifier) -> Result<()> {
             continue;
         }
         let mut logits = logits.reborrow().into_rows(0..range.len());
-        gemm(Gemm::linear(hidden.rows(range.clone()), head, None, logits.reborrow()))?;
+        ops.gemm(Gemm::linear(hidden.rows(range.clone()), head, None, logits.reborrow()))?;
         let scales = gradients.as_ref().map(|g| &g.scales.f32()[range.clone()]);
-        logits.reborrow().f32().par_chunks_exact_mut(vocabulary).zip(losses).enumerate().for_each(|(row, (logits, loss))| {
-            *loss = cross_entropy(logits, targets[row], scales.map(|s| s[row]));
-        });
+        updated(logits.reborrow(), |logits| {
+            logits.f32().par_chunks_exact_mut(vocabulary).zip(losses).enumerate().for_each(|(row, (logits, loss))| {
+                *loss = cross_entropy(logits, targets[row], scales.map(|s| s[row]));
+            });
+            Ok(())
+        })?;
         if let Some(gradients) = &mut gradients {
             let dhidden = gradients.dhidden.reborrow().into_rows(range.clone());
-            gemm(Gemm::linear_input_gradient(logits.as_view(), head, dhidden))?;
-            gemm(Gemm::linear_weight_gradient(logits.as_view(), hidden.rows(range), gradients.dhead.reborrow()))?;
+            ops.gemm(Gemm::linear_input_gradient(logits.as_view(), head, dhidden))?;
+            ops.gemm(Gemm::linear_weight_gradient(logits.as_view(), hidden.rows(range), gradients.dhead.reborrow()))?;
         }
     }
     Ok(())

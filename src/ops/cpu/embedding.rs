@@ -10,12 +10,13 @@ fn row(id: i32, rows: usize) -> Result<usize> {
         .ok_or_else(|| Error::internal(format!("embedding: token id {id} is outside the table of {rows} rows")))
 }
 
+/// Of any element type: rows are copied.
 pub fn forward(op: Embedding) -> Result<()> {
     op.check()?;
-    let (rows, d) = (op.table.shape()[0], op.table.shape().row_elements());
-    let table = op.table.f32();
-    for (&id, out) in op.ids.i32().iter().zip(op.out.f32().chunks_exact_mut(d)) {
-        out.copy_from_slice(&table[row(id, rows)? * d..][..d]);
+    let (rows, row_bytes) = (op.table.shape()[0], op.table.shape().row_elements() * op.table.dtype().size());
+    let table = op.table.raw_bytes();
+    for (&id, out) in op.ids.i32().iter().zip(op.out.raw_bytes().chunks_exact_mut(row_bytes)) {
+        out.copy_from_slice(&table[row(id, rows)? * row_bytes..][..row_bytes]);
     }
     Ok(())
 }

@@ -1,7 +1,8 @@
 //! The CPU backend: f32 storage, rayon threads and the gemm crate. It trains without a GPU, and it is the oracle that
-//! kernels are tested against. Results do not depend on the number of threads.
+//! kernels are tested against. Results do not depend on the number of threads. [`CpuBf16`] is the same with the storage of the CUDA backend.
 
 mod attention;
+pub mod bf16;
 mod classifier;
 mod embedding;
 mod gemm;
@@ -10,6 +11,8 @@ mod optimizer;
 mod rms_norm;
 mod rope;
 mod swiglu;
+
+pub use bf16::CpuBf16;
 
 use super::*;
 use crate::error::{Error, Result};
@@ -98,7 +101,7 @@ impl Ops for Cpu {
         swiglu::backward(op)
     }
     fn classifier(&self, op: Classifier) -> Result<()> {
-        classifier::classifier(op)
+        classifier::classifier(self, op)
     }
     fn square_sums(&self, op: SquareSums) -> Result<()> {
         optimizer::square_sums(op)
