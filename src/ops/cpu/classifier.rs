@@ -1,7 +1,7 @@
 //! Chunked linear + cross-entropy.
 
-use super::bf16::updated;
 use super::math::{exp, max_of, sum_of, vectorised};
+use super::rounded::updated;
 use crate::error::{Error, Result};
 use crate::ops::{Classifier, Gemm, IGNORE, Ops};
 use rayon::prelude::*;

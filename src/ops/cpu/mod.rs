@@ -2,7 +2,6 @@
 //! kernels are tested against. Results do not depend on the number of threads. [`CpuBf16`] is the same with the storage of the CUDA backend.
 
 mod attention;
-pub mod bf16;
 mod classifier;
 mod embedding;
 mod gemm;
@@ -10,9 +9,10 @@ mod math;
 mod optimizer;
 mod rms_norm;
 mod rope;
+pub mod rounded;
 mod swiglu;
 
-pub use bf16::CpuBf16;
+pub use rounded::CpuBf16;
 
 use super::*;
 use crate::error::{Error, Result};

@@ -71,6 +71,9 @@ impl Ops for CpuBf16 {
     fn add(&self, x: View, out: ViewMut) -> Result<()> {
         Cpu.add(x, out)
     }
+    fn cast(&self, x: View, out: ViewMut) -> Result<()> {
+        Cpu.cast(x, out)
+    }
     fn upload(&self, bytes: &[u8], out: ViewMut) -> Result<()> {
         Cpu.upload(bytes, out)
     }
@@ -87,7 +90,7 @@ impl Ops for CpuBf16 {
 
     fn bias_backward(&self, op: BiasBackward) -> Result<()> {
         op.check()?;
-        Cpu.bias_backward(BiasBackward { dy: widened(op.dy).view(), dbias: op.dbias })
+        Cpu.bias_backward(BiasBackward { dy: widened(op.dy).view(), ..op })
     }
 
     fn embedding(&self, op: Embedding) -> Result<()> {
@@ -132,7 +135,9 @@ impl Ops for CpuBf16 {
         rows.zip(op.rstd.f32()).for_each(|((products, sum), rstd)| {
             products.iter_mut().zip(sum).for_each(|(p, sum)| *p *= bf16::from_f32(sum * rstd).to_f32());
         });
-        Cpu.bias_backward(BiasBackward { dy: products.view(), dbias: op.dweight })?;
+        let mut partials = op.partials;
+        let of_bias = partials.reborrow().into_rows(0..BiasBackward::PARTIALS);
+        Cpu.bias_backward(BiasBackward { dy: products.view(), dbias: op.dweight, partials: of_bias })?;
         let mut of_unrounded = Tensor::host(DType::F32, &[width]);
         updated(op.dsum, |dsum| {
             Cpu.rms_norm_backward(RmsNormBackward {
@@ -143,7 +148,7 @@ impl Ops for CpuBf16 {
                 dsum,
                 accumulate: op.accumulate,
                 dweight: of_unrounded.view_mut(),
-                partials: op.partials,
+                partials,
             })
         })
     }
@@ -183,12 +188,12 @@ impl Ops for CpuBf16 {
     fn cached_attention(&self, op: CachedAttention) -> Result<()> {
         op.check()?;
         let qkv = widened(op.qkv);
-        let CachedAttention { heads, cu_seqlens, slots, cached, keys, values, out, .. } = op;
+        let CachedAttention { heads, cu_seqlens, slots, cached, host, keys, values, out, .. } = op;
         updated(keys, |keys| {
             updated(values, |values| {
                 updated(out, |out| {
                     let qkv = qkv.view();
-                    Cpu.cached_attention(CachedAttention { qkv, heads, cu_seqlens, slots, cached, keys, values, out })
+                    Cpu.cached_attention(CachedAttention { qkv, heads, cu_seqlens, slots, cached, host, keys, values, out })
                 })
             })
         })
