@@ -1,53 +1,196 @@
 //! Kernels against the roofline of the machine they run on, and the self-test. Verify, then time: a version that is wrong has
 //! no time.
+//!
+//! A family gives its ladders: for each model, a [`Problem`] that any version can be issued on. `limo-engine bench`,
+//! `benches/kernels.rs` and `docs/kernels.md` all run over the same ladders.
 
 pub mod ceilings;
+pub mod dry;
+pub mod models;
+pub mod problem;
+mod products;
 pub mod report;
-pub mod rms_norm;
+mod rms_norm;
 pub mod selftest;
 pub mod timing;
 
 use crate::device::Launcher;
 use crate::device::driver::Driver;
-use crate::error::{Error, Result};
-use report::Measurement;
+use crate::error::{Error, Kind, Result};
+use crate::ops::Gemm;
+use crate::ops::cuda::gemm::CublasLt;
+use crate::testing::FAMILIES;
+use crate::testing::buffer::Behind;
+use ceilings::Ceilings;
+use dry::{Dry, Noted};
+use models::Model;
+use problem::{Device, Problem};
+use report::{Measurement, Speed};
+use serde::Serialize;
 
-/// What a benchmark gives: a line a version and shape.
-type Results = Result<Vec<Measurement>>;
+/// What bounds an op on a GPU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Ceiling {
+    /// Memory: the speed of a copy on the device.
+    Copy,
+    /// Tensor cores: the speed of a large product through cuBLASLt.
+    Product,
+}
+
+/// Versions of one op from naive to shipped, which is the last.
+pub struct Ladder {
+    /// As the case table has it: "rms_norm".
+    pub family: &'static str,
+    pub ceiling: Ceiling,
+    /// Name and idea.
+    pub versions: Vec<(String, &'static str)>,
+    problem: Box<dyn for<'a> Fn(Device<'a>, &Model) -> Result<Problem<'a>>>,
+}
+
+impl Ladder {
+    fn new<N: Into<String>>(
+        family: &'static str,
+        ceiling: Ceiling,
+        versions: impl IntoIterator<Item = (N, &'static str)>,
+        problem: impl for<'a> Fn(Device<'a>, &Model) -> Result<Problem<'a>> + 'static,
+    ) -> Self {
+        let versions = versions.into_iter().map(|(name, idea)| (name.into(), idea)).collect();
+        Ladder { family, ceiling, versions, problem: Box::new(problem) }
+    }
+
+    /// The op at the shape of a model, with its operands reserved and filled.
+    pub fn problem<'a>(&self, device: Device<'a>, model: &Model) -> Result<Problem<'a>> {
+        (self.problem)(device, model)
+    }
+
+    /// Runs a version on every case of its table; returns their number. Products have a table of their own, which
+    /// [`ceilings`] runs.
+    pub fn verify(&self, launcher: &dyn Launcher, version: usize) -> Result<usize> {
+        let table = format!("{} {}", self.family, self.versions[version].0);
+        let families = FAMILIES.iter().filter(|family| family.name == self.family);
+        let checks = families.flat_map(|family| (family.checks)()).filter(|check| check.table == table);
+        checks.map(|check| check.run(launcher, Behind::Canaries)).try_fold(0, |count, outputs| outputs.map(|_| count + 1))
+    }
+
+    fn line(&self, version: usize, model: &'static str, shape: String, speed: Option<Speed>) -> Measurement {
+        let (name, idea) = &self.versions[version];
+        let ships = version + 1 == self.versions.len();
+        Measurement { bench: self.family, model, version: name.clone(), idea, ships, shape, speed }
+    }
+}
 
 /// One benchmark by the name that the command line takes.
 pub struct Bench {
     pub name: &'static str,
     pub about: &'static str,
-    /// Verifies and times on a GPU.
-    pub time: fn(&Driver) -> Results,
-    /// Verifies small shapes on any launcher; times there would mean nothing.
-    pub verify: Option<fn(&dyn Launcher) -> Results>,
+    pub ladders: fn() -> Vec<Ladder>,
 }
 
-pub const BENCHES: [Bench; 2] = [
+pub const BENCHES: [Bench; 3] = [
+    Bench { name: "ceilings", about: "the copy and the product that all others are a share of", ladders: Vec::new },
     Bench {
-        name: "ceilings",
-        about: "device copy (bytes read and written) and an 8192 x 8192 x 8192 bf16 product through cuBLASLt",
-        time: ceilings::time,
-        verify: None,
+        name: "products",
+        about: "every matrix product of a layer and of the head, through cuBLASLt",
+        ladders: products::ladders,
     },
-    Bench {
-        name: "rmsnorm",
-        about: "every version of fused residual + RMSNorm, forward and backward, at Qwen2.5 widths",
-        time: rms_norm::time,
-        verify: Some(rms_norm::verify),
-    },
+    Bench { name: "rms_norm", about: "fused residual addition and RMSNorm", ladders: rms_norm::ladders },
 ];
 
-/// The benchmarks of these names, or all of them, in the order of [`BENCHES`].
+/// The benchmarks of these names, or all of them, in the order of [`BENCHES`]. "rmsnorm" and "rms-norm" are "rms_norm".
 pub fn select(names: &[String]) -> Result<Vec<&'static Bench>> {
-    let known = |name: &str| BENCHES.iter().any(|bench| bench.name == name);
+    let plain = |name: &str| name.replace(['_', '-'], "");
+    let known = |name: &str| BENCHES.iter().any(|bench| plain(bench.name) == plain(name));
     if let Some(unknown) = names.iter().find(|name| !known(name)) {
         let list: Vec<&str> = BENCHES.iter().map(|bench| bench.name).collect();
         return Err(Error::usage(format!("there is no benchmark {unknown:?}")).help(format!("known: {}", list.join(", "))));
     }
-    Ok(BENCHES.iter().filter(|bench| names.is_empty() || names.iter().any(|name| name == bench.name)).collect())
+    let chosen = |bench: &&Bench| names.is_empty() || names.iter().any(|name| plain(name) == plain(bench.name));
+    Ok(BENCHES.iter().filter(chosen).collect())
+}
+
+/// Gives `each` line as soon as it is known.
+type Tell<'a> = &'a mut dyn FnMut(Measurement) -> Result<()>;
+
+/// Verifies every version, then times it at the shapes of `models`.
+pub fn time(driver: &Driver, benches: &[&Bench], models: &[&'static Model], tell: Tell) -> Result<()> {
+    let cublaslt = CublasLt::new(driver);
+    let gemm = |op: Gemm| match &cublaslt {
+        Ok(cublaslt) => cublaslt.gemm(driver, op),
+        Err(error) => Err(error.clone()),
+    };
+    let device = Device { launcher: driver, gemm: &gemm };
+    let ladders: Vec<Ladder> = benches.iter().flat_map(|bench| (bench.ladders)()).collect();
+    // Without cuBLASLt only what is bound by memory can be told as a share.
+    let needed = ladders.is_empty() || ladders.iter().any(|ladder| ladder.ceiling == Ceiling::Product);
+    let product = if needed { Some(cublaslt.as_ref().map_err(Error::clone)?) } else { None };
+    let ceilings = Ceilings::measure(driver, product, tell)?;
+    for ladder in &ladders {
+        for version in 0..ladder.versions.len() {
+            ladder.verify(driver, version)?;
+        }
+        for model in models {
+            time_problem(device, ladder, model, &ceilings, tell)?;
+        }
+    }
+    Ok(())
+}
+
+/// A problem that does not fit this GPU is told without a speed.
+fn time_problem(device: Device, ladder: &Ladder, model: &'static Model, ceilings: &Ceilings, tell: Tell) -> Result<()> {
+    let mut problem = match ladder.problem(device, model) {
+        Err(error) if error.kind == Kind::DoesNotFit => {
+            let line = |version| ladder.line(version, model.name, "does not fit this GPU".to_string(), None);
+            return (0..ladder.versions.len()).try_for_each(|version| tell(line(version)));
+        }
+        problem => problem?,
+    };
+    for version in 0..ladder.versions.len() {
+        let timing = timing::time(device.launcher, |i| problem.issue(version, i))?;
+        let speed = Speed::new(timing, problem.cost).against(ladder.ceiling, ceilings);
+        tell(ladder.line(version, model.name, problem.shape.clone(), Some(speed)))?;
+    }
+    Ok(())
+}
+
+/// Verifies every version on a launcher that is not worth timing.
+pub fn verify(launcher: &dyn Launcher, benches: &[&Bench], tell: Tell) -> Result<()> {
+    for ladder in benches.iter().flat_map(|bench| (bench.ladders)()) {
+        for version in 0..ladder.versions.len() {
+            match ladder.verify(launcher, version)? {
+                0 => {}
+                cases => tell(ladder.line(version, "-", format!("{cases} cases"), None))?,
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What one version launches at one shape.
+#[derive(Debug, Serialize)]
+pub struct Listed {
+    #[serde(flatten)]
+    pub line: Measurement,
+    pub launches: Vec<Noted>,
+}
+
+/// The launches of every version at the shapes of `models`, found without a GPU.
+pub fn list(benches: &[&Bench], models: &[&'static Model]) -> Result<Vec<Listed>> {
+    let dry = Dry::default();
+    let device = Device { launcher: &dry, gemm: &|op| op.check() };
+    let mut listed = Vec::new();
+    for ladder in benches.iter().flat_map(|bench| (bench.ladders)()) {
+        for model in models {
+            let mut problem = ladder.problem(device, model)?;
+            for version in 0..ladder.versions.len() {
+                dry.take();
+                problem.issue(version, 0)?;
+                let line = ladder.line(version, model.name, problem.shape.clone(), None);
+                listed.push(Listed { line, launches: dry.take() });
+            }
+        }
+    }
+    Ok(listed)
 }
 
 /// The commit of this binary: LIMO_COMMIT when it runs, else when it was built.
@@ -59,14 +202,49 @@ pub fn commit() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use models::MODELS;
+
+    fn all_models() -> Vec<&'static Model> {
+        MODELS.iter().collect()
+    }
 
     #[test]
     fn names_select_benchmarks_and_unknown_ones_are_listed() {
-        let all = select(&[]).unwrap();
-        assert_eq!(all.len(), BENCHES.len());
-        let one = select(&["rmsnorm".to_string()]).unwrap();
-        assert_eq!(one.iter().map(|bench| bench.name).collect::<Vec<_>>(), ["rmsnorm"]);
+        assert_eq!(select(&[]).unwrap().len(), BENCHES.len());
+        for name in ["rms_norm", "rmsnorm"] {
+            let one = select(&[name.to_string()]).unwrap();
+            assert_eq!(one.iter().map(|bench| bench.name).collect::<Vec<_>>(), ["rms_norm"]);
+        }
         let error = select(&["rms".to_string()]).err().expect("an error").to_string();
-        assert!(error.contains("\"rms\"") && error.contains("ceilings, rmsnorm"), "{error}");
+        assert!(error.contains("\"rms\"") && error.contains("ceilings, products, rms_norm"), "{error}");
+    }
+
+    #[test]
+    fn every_benchmarked_version_is_in_a_case_table() {
+        let tables: Vec<String> = FAMILIES.iter().flat_map(|family| (family.checks)()).map(|check| check.table).collect();
+        for ladder in BENCHES.iter().flat_map(|bench| (bench.ladders)()).filter(|ladder| ladder.family != "products") {
+            for (version, _) in &ladder.versions {
+                let table = format!("{} {version}", ladder.family);
+                assert!(tables.contains(&table), "no case of {table}");
+            }
+        }
+    }
+
+    /// At full size: the wrappers accept every shape, and no launch is one that a GPU since sm_80 would refuse.
+    #[test]
+    fn every_problem_is_issued_without_a_gpu() {
+        let benches = select(&[]).unwrap();
+        let listed = list(&benches, &all_models()).unwrap();
+        assert!(listed.len() >= 30, "{} lines", listed.len());
+        for Listed { line, launches } in &listed {
+            assert!(line.bench == "products" || !launches.is_empty(), "{line:?} launches nothing");
+            for Noted { kernel, grid, threads, shared_bytes } in launches {
+                assert!(grid[0] > 0 && grid[0] <= i32::MAX as u32, "{kernel}: {grid:?}");
+                assert!(grid[1..].iter().all(|&extent| (1..=65_535).contains(&extent)), "{kernel}: {grid:?}");
+                assert!((32..=1024).contains(threads) && threads % 32 == 0, "{kernel}: {threads} threads");
+                // sm_89 has the least: 99 KiB a block.
+                assert!(*shared_bytes <= 99 << 10, "{kernel}: {shared_bytes} bytes of shared memory");
+            }
+        }
     }
 }

@@ -3,14 +3,12 @@
 use crate::device::Launcher;
 use crate::error::{Error, Result};
 
-/// Operands of one benchmark span at least this many bytes, several times any last-level cache, so that no launch finds its
-/// input there.
-pub const ROTATION_BYTES: usize = 180 << 20;
-
 const WARM_UP_MS: f64 = 50.0;
 /// A batch is long against the resolution of an event and the gap between launches.
 const BATCH_MS: f64 = 2.0;
 const BATCHES: usize = 51;
+/// All batches together, at most: a naive kernel may take seconds a launch, and is then timed once.
+const BUDGET_MS: f64 = 1000.0;
 const MOST_LAUNCHES: usize = 1000;
 
 /// Milliseconds of one launch.
@@ -23,12 +21,7 @@ pub struct Timing {
     pub launches: usize,
 }
 
-/// How many sets of operands of `bytes` each to rotate through.
-pub fn rotation(bytes: usize) -> usize {
-    ROTATION_BYTES.div_ceil(bytes.max(1)).max(2)
-}
-
-/// Times `issue(i)`, which issues the i-th launch on operand set i modulo the rotation.
+/// Times `issue(i)`, which issues the i-th launch.
 pub fn time(launcher: &dyn Launcher, mut issue: impl FnMut(usize) -> Result<()>) -> Result<Timing> {
     let mut issued = 0;
     let mut batch = |launches: usize| -> Result<f64> {
@@ -49,24 +42,12 @@ pub fn time(launcher: &dyn Launcher, mut issue: impl FnMut(usize) -> Result<()>)
         launches *= 2;
     };
     let launches = ((BATCH_MS / estimate.max(1e-6)).ceil() as usize).clamp(1, MOST_LAUNCHES);
-    let mut times = (0..BATCHES).map(|_| batch(launches)).collect::<Result<Vec<f64>>>()?;
+    let batches = ((BUDGET_MS / (estimate * launches as f64)) as usize).clamp(1, BATCHES);
+    let mut times = (0..batches).map(|_| batch(launches)).collect::<Result<Vec<f64>>>()?;
     if !times.iter().all(|&ms| ms > 0.0) {
         return Err(Error::internal("the clock of the device stood still while it was timed"));
     }
     times.sort_by(f64::total_cmp);
-    let at = |share: f64| times[((BATCHES - 1) as f64 * share).round() as usize];
-    Ok(Timing { median: at(0.5), spread: [at(0.1), at(0.9)], launches: BATCHES * launches })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn operands_rotate_over_more_than_the_cache() {
-        for bytes in [1, 1 << 20, 100 << 20, 1 << 30] {
-            let sets = rotation(bytes);
-            assert!(sets >= 2 && sets * bytes >= ROTATION_BYTES, "{sets} sets of {bytes} bytes");
-        }
-    }
+    let at = |share: f64| times[((batches - 1) as f64 * share).round() as usize];
+    Ok(Timing { median: at(0.5), spread: [at(0.1), at(0.9)], launches: batches * launches })
 }

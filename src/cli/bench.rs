@@ -2,24 +2,32 @@
 
 use super::device::{KernelDevice, open_emulator, open_gpu};
 use super::say;
-use crate::bench::report::{Report, table};
-use crate::bench::{Bench, commit, select};
+use crate::bench::models::{MODELS, Model};
+use crate::bench::report::{Report, aligned, table};
+use crate::bench::{self, BENCHES, Bench, Listed, commit, select};
 use crate::device::Launcher;
 use crate::device::gpu::visible_devices;
 use crate::error::{Error, Result, write_error};
 use crate::io::write_atomic;
+use clap::builder::PossibleValuesParser;
 use std::path::{Path, PathBuf};
 
 /// Verify kernels, then time them against the roofline of this machine's GPU
 ///
-/// Without a GPU there is nothing to time: `--device emulator` then checks the kernels on small shapes.
+/// Every version of every ladder runs its case table, and is then timed at the shapes of Qwen2.5 models and 16384 tokens. Without a GPU there is
+/// nothing to time: `--device emulator` checks the kernels, `--list` shows what would be launched.
 ///
-/// Example: limo-engine bench rmsnorm --json rmsnorm.json
+/// Example: limo-engine bench rms_norm --model 7B --json rms_norm.json
 #[derive(Debug, clap::Args)]
 pub struct BenchArgs {
-    /// ceilings (device copy and cuBLASLt product), rmsnorm (every version of the ladder). Default: all
-    #[arg(value_name = "NAME")]
+    #[arg(value_name = "NAME", help = names())]
     names: Vec<String>,
+    /// Only the shapes of this model; may be repeated
+    #[arg(long, value_parser = PossibleValuesParser::new(MODELS.map(|model| model.name)))]
+    model: Vec<String>,
+    /// Show the launches of every version and shape, and run nothing
+    #[arg(long)]
+    list: bool,
     /// Write every number, with commit and device, as JSON
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -27,50 +35,79 @@ pub struct BenchArgs {
     device: KernelDevice,
 }
 
+fn names() -> String {
+    let lines = BENCHES.iter().map(|bench| format!("\n- {}: {}", bench.name, bench.about));
+    format!("Default: all of{}", lines.collect::<String>())
+}
+
 pub fn run(args: BenchArgs) -> Result<()> {
     let benches = select(&args.names)?;
-    let report = match args.device {
-        KernelDevice::Emulator => verify(&benches)?,
+    let chosen = |model: &&Model| args.model.is_empty() || args.model.iter().any(|name| name == model.name);
+    let models: Vec<&'static Model> = MODELS.iter().filter(chosen).collect();
+    let json = args.json.as_deref();
+    match args.device {
+        _ if args.list => list(&benches, &models, json),
+        KernelDevice::Emulator => verify(&benches, json),
         KernelDevice::Auto if visible_devices()? == 0 => {
-            return Err(Error::usage("no GPU is visible, and benchmarks time kernels on a GPU")
-                .help("`limo-engine doctor` says what is missing; --device emulator checks the kernels without timing them"));
+            Err(Error::usage("no GPU is visible, and benchmarks time kernels on a GPU")
+                .help("`limo-engine doctor` says what is missing; --device emulator checks the kernels without timing them"))
         }
-        KernelDevice::Auto | KernelDevice::Cuda => time(&benches)?,
-    };
-    say!("\n{}", table(&report.results))?;
-    if let Some(path) = &args.json {
-        write_json(path, &report)?;
+        KernelDevice::Auto | KernelDevice::Cuda => time(&benches, &models, json),
     }
-    Ok(())
 }
 
-fn time(benches: &[&Bench]) -> Result<Report> {
+fn time(benches: &[&Bench], models: &[&'static Model], json: Option<&Path>) -> Result<()> {
     let driver = open_gpu()?;
     let mut report = start(driver.device())?;
-    for bench in benches {
-        say!("{}: {}", bench.name, bench.about)?;
-        report.results.extend((bench.time)(&driver)?);
-    }
-    Ok(report)
+    // What runs for minutes may be stopped: a file is written again after each line. A pipe gets one document, at the end.
+    let kept = json.filter(|path| path.is_file() || !path.exists());
+    bench::time(&driver, benches, models, &mut |line| {
+        let time = line.speed.map_or("not timed".to_string(), |speed| format!("{:.4} ms", speed.milliseconds));
+        say!("{} {}, {}, {}: {time}", line.bench, line.version, line.model, line.shape)?;
+        report.results.push(line);
+        kept.map_or(Ok(()), |path| write_json(path, &report))
+    })?;
+    say!("\n{}", table(&report.results))?;
+    json.map_or(Ok(()), |path| write_json(path, &report))
 }
 
-fn verify(benches: &[&Bench]) -> Result<Report> {
+fn verify(benches: &[&Bench], json: Option<&Path>) -> Result<()> {
     let emulator = open_emulator()?;
     let mut report = start(emulator.device())?;
-    say!("small shapes, checked and not timed: speed on the emulator says nothing about a GPU")?;
-    for bench in benches {
-        match bench.verify {
-            Some(verify) => report.results.extend(verify(&emulator)?),
-            None => say!("{}: skipped, it only times", bench.name)?,
-        }
-    }
-    Ok(report)
+    say!("case tables, checked and not timed: speed on the emulator says nothing about a GPU")?;
+    bench::verify(&emulator, benches, &mut |line| {
+        report.results.push(line);
+        Ok(())
+    })?;
+    say!("\n{}", table(&report.results))?;
+    json.map_or(Ok(()), |path| write_json(path, &report))
 }
 
 fn start(device: String) -> Result<Report> {
     let report = Report { limo_engine: env!("CARGO_PKG_VERSION"), commit: commit(), device, results: Vec::new() };
     say!("limo-engine {}, commit {}, on {}", report.limo_engine, report.commit, report.device)?;
     Ok(report)
+}
+
+fn list(benches: &[&Bench], models: &[&'static Model], json: Option<&Path>) -> Result<()> {
+    let listed = bench::list(benches, models)?;
+    let mut rows = vec![["model", "shape", "version", "kernel", "grid", "threads", "shared bytes"].map(String::from)];
+    for Listed { line, launches } in &listed {
+        rows.extend(launches.iter().map(|launch| {
+            let [x, y, z] = launch.grid;
+            [
+                line.model.to_string(),
+                line.shape.clone(),
+                format!("{} {}", line.bench, line.version),
+                launch.kernel.clone(),
+                format!("{x} x {y} x {z}"),
+                launch.threads.to_string(),
+                launch.shared_bytes.to_string(),
+            ]
+        }));
+    }
+    say!("{}", aligned(&rows, &[4, 5, 6]).trim_end())?;
+    json.map_or(Ok(()), |path| write_json(path, &listed))
 }
 
 pub(super) fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<()> {

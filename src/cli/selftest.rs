@@ -3,7 +3,7 @@
 use super::bench::write_json;
 use super::device::{KernelDevice, open_emulator, open_gpu};
 use super::say;
-use crate::bench::selftest::{Outcome, Report, Target, Verdict, run as run_tables};
+use crate::bench::selftest::{Outcome, Report, Target, Verdict, run as run_tables, tables as known_tables};
 use crate::device::Launcher;
 use crate::device::driver::Driver;
 use crate::device::gpu::{kernel_module_version, visible_devices};
@@ -19,8 +19,7 @@ use std::path::{Path, PathBuf};
 /// Example: limo-engine selftest rms_norm --device emulator
 #[derive(Debug, clap::Args)]
 pub struct SelftestArgs {
-    /// Tables to run: conformance, rms_norm, products. Default: all
-    #[arg(value_name = "TABLE")]
+    #[arg(value_name = "TABLE", help = format!("Tables to run: {}. Default: all", known_tables().join(", ")))]
     tables: Vec<String>,
     #[arg(long, value_enum, default_value_t = KernelDevice::Auto)]
     device: KernelDevice,

@@ -23,7 +23,7 @@ fn without_a_gpu_bench_is_a_sentence() {
     if !no_gpu() {
         return;
     }
-    for arguments in [&["bench"][..], &["bench", "rmsnorm", "--device", "cuda"]] {
+    for arguments in [&["bench"][..], &["bench", "rms_norm", "--device", "cuda"]] {
         let (code, _, error) = limo_engine(arguments);
         assert_eq!(code, 2, "{error}");
         assert!(error.contains("help:") && !error.contains("panicked"), "{error}");
@@ -32,28 +32,47 @@ fn without_a_gpu_bench_is_a_sentence() {
 
 #[test]
 fn unknown_names_list_the_known_ones() {
-    for (arguments, known) in
-        [(["bench", "attention"], "ceilings, rmsnorm"), (["selftest", "attention"], "conformance, rms_norm")]
-    {
+    for (arguments, known) in [(["bench", "dropout"], "ceilings, products"), (["selftest", "dropout"], "conformance, ")] {
         let (code, _, error) = limo_engine(&arguments);
-        assert!(code == 2 && error.contains("attention") && error.contains(known), "{error}");
+        assert!(code == 2 && error.contains("dropout") && error.contains(known), "{error}");
     }
+}
+
+fn read_json(path: &Path) -> serde_json::Value {
+    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
 }
 
 #[test]
 fn on_the_emulator_bench_checks_and_times_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let json = folder.path().join("bench.json");
-    let run = limo_engine(&["bench", "rmsnorm", "--device", "emulator", "--json", json.to_str().unwrap()]);
+    let run = limo_engine(&["bench", "rms_norm", "--device", "emulator", "--json", json.to_str().unwrap()]);
     if run.2.contains("built without the emulator") {
         return eprintln!("skipped: 1 test, no C++ compiler for the emulator");
     }
     let output = succeed(run);
-    let report: serde_json::Value = serde_json::from_slice(&std::fs::read(json).unwrap()).unwrap();
+    let report = read_json(&json);
     let results = report["results"].as_array().unwrap();
-    assert_eq!(results.len(), 30, "ten versions at three widths");
+    assert_eq!(results.len(), 10, "five versions forward, five backward");
     assert!(results.iter().all(|result| result.get("milliseconds").is_none()), "{report}");
     assert!(output.contains("says nothing about a GPU"));
+}
+
+#[test]
+fn bench_lists_its_launches_without_running_anything() {
+    let folder = tempfile::tempdir().unwrap();
+    let json = folder.path().join("list.json");
+    let output = succeed(limo_engine(&["bench", "rmsnorm", "--list", "--model", "7B", "--json", json.to_str().unwrap()]));
+    assert!(output.contains("rms_norm_forward_1 ") && output.contains("T 16384, D 3584"), "{output}");
+    let list = read_json(&json);
+    let of = |version: &str| list.as_array().unwrap().iter().find(|line| line["version"] == version).unwrap().clone();
+    let backward = of("backward 5");
+    assert_eq!((&backward["ships"], &of("backward 4")["ships"]), (&true.into(), &false.into()));
+    let launches = backward["launches"].as_array().unwrap();
+    let kernels: Vec<&str> = launches.iter().map(|launch| launch["kernel"].as_str().unwrap()).collect();
+    assert_eq!(kernels, ["rms_norm_backward_5", "rms_norm_weight_gradient"]);
+    assert_eq!(launches[1]["grid"], serde_json::json!([112, 1, 1]));
+    assert_eq!(launches[1]["shared_bytes"], 32 << 10);
 }
 
 #[test]
