@@ -1,15 +1,15 @@
 //! The forward pass against the CPU backend.
 
-use super::{Case, round};
+use super::Case;
 use crate::device::Launcher;
 use crate::error::Result;
-use crate::ops::cuda::attention::{self as kernels, Version};
 use crate::ops::cpu::Cpu;
+use crate::ops::cuda::attention::{self as kernels, Version};
 use crate::ops::{Attention, HeadLayout, Ops};
 use crate::tensor::{DType, Tensor};
-use crate::testing::Outputs;
 use crate::testing::buffer::{Behind, Buffer};
 use crate::testing::compare::within_budget;
+use crate::testing::{Outputs, round};
 
 /// Of the norm and of the largest value: what f32 sums in another order may add to the budget.
 const ATOL: f64 = 2e-6;

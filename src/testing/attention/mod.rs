@@ -5,13 +5,12 @@ mod forward;
 pub use forward::forward;
 
 use super::random::Random;
-use super::{Check, Outputs};
+use super::{Check, Outputs, round};
 use crate::device::Launcher;
 use crate::error::Result;
 use crate::ops::HeadLayout;
 use crate::ops::cuda::attention::{FORWARD, Version};
 use crate::testing::buffer::Behind;
-use half::bf16;
 
 /// One problem. Queries, keys and values are normal values of `mean` and `scale`, rounded to bf16.
 #[derive(Debug, Clone, Copy)]
@@ -99,9 +98,4 @@ impl Case {
         }
         qkv
     }
-}
-
-/// What bf16 storage keeps of a value.
-fn round(value: f32) -> f32 {
-    bf16::from_f32(value).to_f32()
 }

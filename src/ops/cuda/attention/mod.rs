@@ -7,6 +7,7 @@ pub use forward::{FORWARD, attention};
 use crate::device::Launch;
 use crate::error::{Error, Result};
 use crate::ops::HeadLayout;
+use crate::ops::cuda::ladder::expect_bf16;
 use crate::tensor::DType;
 
 /// Head dimensions that kernels are built for; [`Version::kernels`] has one each.
@@ -63,9 +64,7 @@ impl Extent {
     /// `addresses` are those of the operands that kernels read and write 16 bytes at a time.
     fn new(op: &str, dtype: DType, heads: HeadLayout, cu_seqlens: &[i32], addresses: &[u64]) -> Result<Self> {
         let refuse = |what: String| Err(Error::internal(format!("{op}: {what}")));
-        if dtype != DType::Bf16 {
-            return refuse(format!("the CUDA kernels store bf16, not {dtype}"));
-        }
+        expect_bf16(op, dtype)?;
         let Some(dim) = HEAD_DIMS.iter().position(|&dim| dim == heads.dim) else {
             let message = format!("{op}: heads of {} have no CUDA kernel, only heads of 64 and of 128", heads.dim);
             return Err(Error::usage(message).help("train such a model with --device cpu"));
