@@ -13,6 +13,13 @@ __device__ __forceinline__ float warp_sum(float value) {
     return value;
 }
 
+// The largest over the warp, in every lane; NaN if one is.
+__device__ __forceinline__ float warp_max(float value) {
+#pragma unroll
+    for (int mask = WARP / 2; mask > 0; mask /= 2) value = maximum(value, shuffle_xor(value, mask));
+    return value;
+}
+
 // Adds one value a warp through shared memory, in warp order. `slots_smem` has one float a warp of the group.
 // `barrier` lets exactly the group's threads meet. The caller keeps `slots_smem` untouched until all have returned.
 template <typename Barrier>

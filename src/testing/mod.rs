@@ -1,6 +1,7 @@
 //! What tests, `selftest` and benchmarks share: case tables, random data, guarded buffers, comparison. A case runs on any
 //! [`Launcher`](crate::device::Launcher), so the emulator, a GPU and every version of a kernel answer to the same table.
 
+pub mod attention;
 pub mod buffer;
 pub mod compare;
 pub mod conformance;
@@ -68,4 +69,7 @@ pub struct Family {
     pub checks: fn() -> Vec<Check>,
 }
 
-pub const FAMILIES: [Family; 1] = [Family { name: "rms_norm", checks: rms_norm::checks }];
+pub const FAMILIES: [Family; 2] = [
+    Family { name: "rms_norm", checks: rms_norm::checks },
+    Family { name: "attention", checks: attention::checks },
+];

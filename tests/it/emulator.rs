@@ -51,7 +51,7 @@ macro_rules! families {
     };
 }
 
-families!(rms_norm);
+families!(rms_norm, attention);
 
 #[test]
 fn every_family_is_tested() {

@@ -1,6 +1,7 @@
 //! Ops as launches of our own kernels: a wrapper checks the op, fills the parameter block and computes the grid. What launches
 //! is a [`Launcher`](crate::device::Launcher): the CUDA driver or the emulator.
 
+pub mod attention;
 pub mod gemm;
 pub mod ladder;
 pub mod params;

@@ -6,10 +6,12 @@
 use bytemuck::{Pod, Zeroable};
 use std::marker::PhantomData;
 
+mod attention;
 mod conformance;
 mod emulator;
 mod rms_norm;
 
+pub use attention::*;
 pub use conformance::*;
 pub use emulator::*;
 pub use rms_norm::*;

@@ -1,0 +1,126 @@
+// What the versions of the forward pass share: where a block reads and writes, the running softmax, the last step.
+#pragma once
+#include "attention/tile.cuh"
+#include "params/attention.h"
+
+namespace limo {
+
+constexpr float LOG2_E = 1.4426950408889634f; // e^x = 2^(x · log2 e): the hardware has powers of two only
+constexpr float LN_2 = 0.6931471805599453f;
+
+__device__ __forceinline__ float minus_infinity() { return bits_as_float(0xff800000u); }
+
+// One head of a run of ROWS queries of a sequence: a block's work. Blocks of one head follow one another, so that the heads of a group
+// find their common keys and values in the L2 cache; late queries, which see most keys, come first, so that the last blocks to start
+// are short ones.
+template <int ROWS, int DIM> struct ForwardWork {
+    const bf16 *q_gmem, *k_gmem, *v_gmem; // q: the first query; k and v: the first token of the sequence
+    bf16 *out_gmem;                       // the first query
+    float *lse_gmem;
+    uint64_t qkv_stride, out_stride; // elements from token to token
+    uint32_t first = 0;              // the first query's place in its sequence
+    uint32_t queries;                // at most ROWS; 0 in a slot without work
+    uint32_t keys;                   // what the last query sees
+
+    __device__ __forceinline__ ForwardWork(const AttentionForwardParams &p, uint32_t slot, uint32_t head) {
+        const SequenceTile tile = find_tile<ROWS>(p.cu_seqlens, p.sequences, slot);
+        if (tile.index >= tile.count) {
+            queries = 0;
+            return;
+        }
+        first = (tile.count - 1 - tile.index) * ROWS;
+        queries = tile.length - first < ROWS ? tile.length - first : ROWS;
+        keys = first + queries;
+
+        const uint32_t kv_head = head / (p.query_heads / p.kv_heads);
+        qkv_stride = uint64_t(p.query_heads + 2 * p.kv_heads) * DIM;
+        out_stride = uint64_t(p.query_heads) * DIM;
+        const bf16 *sequence_gmem = p.qkv + tile.begin * qkv_stride;
+        q_gmem = sequence_gmem + first * qkv_stride + head * DIM;
+        k_gmem = sequence_gmem + (p.query_heads + kv_head) * DIM;
+        v_gmem = k_gmem + p.kv_heads * DIM;
+        out_gmem = p.out + (tile.begin + first) * out_stride + head * DIM;
+        lse_gmem = p.lse + head * p.tokens + tile.begin + first;
+    }
+};
+
+// The running softmax of the 16 M rows of a warp's accumulators. The four lanes of a quad share a row: all know its highest score, each has
+// the sum over its own columns.
+template <int M> struct RunningSoftmax {
+    float highest[M][2], sum[M][2];
+
+    __device__ __forceinline__ RunningSoftmax() {
+#pragma unroll
+        for (int m = 0; m < M; ++m) {
+#pragma unroll
+            for (int half = 0; half < 2; ++half) highest[m][half] = minus_infinity(), sum[m][half] = 0;
+        }
+    }
+
+    // Takes in the next keys' scores and leaves their weights, relative to the highest score so far; `out` is scaled to that too.
+    // `weigh(score, highest)` is e^(scale · (score - highest)). Each row has at least one visible key among the first that it is given.
+    template <int N, int D, typename Weigh>
+    __device__ __forceinline__ void update(Accumulator<M, N> &s, Accumulator<M, D> &out, Weigh weigh) {
+#pragma unroll
+        for (int m = 0; m < M; ++m) {
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+                float now = highest[m][half];
+#pragma unroll
+                for (int n = 0; n < N; ++n) now = maximum(now, maximum(s.at[m][n][2 * half], s.at[m][n][2 * half + 1]));
+                now = maximum(now, shuffle_xor(now, 1));
+                now = maximum(now, shuffle_xor(now, 2));
+                const float rescale = weigh(highest[m][half], now); // 0 the first time: e^-inf
+                highest[m][half] = now;
+                float added = 0;
+#pragma unroll
+                for (int n = 0; n < N; ++n) {
+#pragma unroll
+                    for (int i = 2 * half; i < 2 * half + 2; ++i) added += s.at[m][n][i] = weigh(s.at[m][n][i], now);
+                }
+                sum[m][half] = multiply_add(sum[m][half], rescale, added);
+#pragma unroll
+                for (int n = 0; n < D; ++n) {
+#pragma unroll
+                    for (int i = 2 * half; i < 2 * half + 2; ++i) out.at[m][n][i] *= rescale;
+                }
+            }
+        }
+    }
+};
+
+// Divides a warp's rows by their sums and stores them and their log-sum-exps. `row` is the warp's first row within the tile of queries, whose
+// place the warp, alone in reading those rows, uses to turn fragments into whole rows of 16-byte chunks. `scale` is that of the scores in
+// `softmax.highest`.
+template <int M, int D, int ROWS, int DIM, typename Q>
+__device__ __forceinline__ void finish(const ForwardWork<ROWS, DIM> &work, Accumulator<M, D> &out, RunningSoftmax<M> &softmax, float scale, Q q,
+                                       uint32_t row) {
+    const uint32_t lane = uint32_t(lane_index());
+#pragma unroll
+    for (int m = 0; m < M; ++m) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            float sum = softmax.sum[m][half];
+            sum += shuffle_xor(sum, 1);
+            sum += shuffle_xor(sum, 2);
+            const uint32_t query = row + 16 * m + 8 * half + lane / 4;
+            if (lane % 4 == 0 && query < work.queries) {
+                work.lse_gmem[query] = multiply_add(log2_approximate(sum), LN_2, softmax.highest[m][half] * scale);
+            }
+            const float share = reciprocal_approximate(sum);
+#pragma unroll
+            for (int n = 0; n < D; ++n) {
+#pragma unroll
+                for (int i = 2 * half; i < 2 * half + 2; ++i) out.at[m][n][i] *= share;
+            }
+        }
+    }
+    warp_barrier(); // without it a lane could overwrite queries that another has yet to load
+    out.store(q, row);
+    warp_barrier(); // without it a lane would store chunks that others have not filled
+    using Rows = Tile<16 * M, DIM, typename Q::Layout>;
+    const uint32_t valid = work.queries > row ? work.queries - row : 0;
+    store_tile<WARP>(lane, Rows{q.smem + row * DIM}, work.out_gmem + row * work.out_stride, work.out_stride, valid);
+}
+
+} // namespace limo
