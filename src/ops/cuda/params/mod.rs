@@ -6,13 +6,19 @@
 use bytemuck::{Pod, Zeroable};
 use std::marker::PhantomData;
 
+mod adamw;
+mod classifier;
 mod conformance;
 mod emulator;
 mod rms_norm;
+mod square_sums;
 
+pub use adamw::*;
+pub use classifier::*;
 pub use conformance::*;
 pub use emulator::*;
 pub use rms_norm::*;
+pub use square_sums::*;
 
 /// An address that a kernel follows. Zero says that the operand is absent. `kernels/common/types.cuh` has its C++ twin.
 #[repr(transparent)]
