@@ -17,6 +17,7 @@ extern "C" __global__ void __launch_bounds__(256) square_sums_2(const __grid_con
     if (begin >= p.count) return; // a whole warp: nobody waits for it
 
     float squares[4] = {};
+#pragma unroll 1
     for (uint32_t round = 0; round < SQUARE_SUMS_ELEMENTS; round += ROUND) {
         vec128 x_rmem[LOADS];
 #pragma unroll

@@ -1,6 +1,7 @@
 //! What tests, `selftest` and benchmarks share: case tables, random data, guarded buffers, comparison. A case runs on any
 //! [`Launcher`](crate::device::Launcher), so the emulator, a GPU and every version of a kernel answer to the same table.
 
+pub mod adamw;
 pub mod buffer;
 pub mod compare;
 pub mod conformance;
@@ -8,6 +9,7 @@ pub mod gemm;
 pub mod planted;
 pub mod random;
 pub mod rms_norm;
+pub mod square_sums;
 
 use crate::device::Launcher;
 use crate::error::Result;
@@ -68,4 +70,8 @@ pub struct Family {
     pub checks: fn() -> Vec<Check>,
 }
 
-pub const FAMILIES: [Family; 1] = [Family { name: "rms_norm", checks: rms_norm::checks }];
+pub const FAMILIES: [Family; 3] = [
+    Family { name: "rms_norm", checks: rms_norm::checks },
+    Family { name: "adamw", checks: adamw::checks },
+    Family { name: "square_sums", checks: square_sums::checks },
+];
