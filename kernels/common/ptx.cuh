@@ -111,6 +111,14 @@ __device__ __forceinline__ vec128 ld128_stream(const void *address) {
     return value;
 }
 
+// Stores 16 bytes to global memory that nobody reads again soon: the first to leave the caches. The address is a multiple of 16.
+__device__ __forceinline__ void st128_stream(void *address_gmem, const vec128 &value) {
+    // volatile and "memory": a store is not dropped, and reads of the same place stay on their side of it.
+    asm volatile("st.global.cs.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(address_gmem), "r"(value.at[0]), "r"(value.at[1]),
+                 "r"(value.at[2]), "r"(value.at[3])
+                 : "memory");
+}
+
 // The block's dynamic shared memory, 1024-byte aligned.
 __device__ __forceinline__ unsigned char *shared_base() {
     extern __shared__ __align__(1024) unsigned char limo_shared_memory[];

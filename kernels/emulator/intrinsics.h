@@ -70,6 +70,8 @@ inline void st128(void *address, const vec128 &value) {
     *static_cast<vec128 *>(address) = value;
 }
 
+inline void st128_stream(void *address, const vec128 &value) { st128(address, value); }
+
 inline unsigned char *shared_base() { return limo_shared_base(); }
 inline void block_barrier() { limo_block_barrier(); }
 inline void named_barrier(int id, int threads) { limo_named_barrier(id, threads); }

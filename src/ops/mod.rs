@@ -4,6 +4,7 @@
 pub mod args;
 pub mod cpu;
 pub mod cuda;
+pub mod philox;
 
 pub use args::*;
 

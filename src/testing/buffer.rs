@@ -26,7 +26,7 @@ pub struct Buffer<'a> {
 }
 
 impl<'a> Buffer<'a> {
-    /// Holds `values`, rounded to `dtype`: f32, bf16 or i32.
+    /// Holds `values` as [`encode`] stores them.
     pub fn new(
         launcher: &'a dyn Launcher,
         behind: Behind,
@@ -36,13 +36,7 @@ impl<'a> Buffer<'a> {
         values: &[f32],
     ) -> Result<Self> {
         let mut buffer = Self::reserve(launcher, behind, name, dtype, shape)?;
-        let bytes = match dtype {
-            DType::F32 => bytemuck::cast_slice(values).to_vec(),
-            DType::Bf16 => bytemuck::cast_slice(&values.iter().map(|&v| bf16::from_f32(v)).collect::<Vec<_>>()).to_vec(),
-            DType::I32 => bytemuck::cast_slice(&values.iter().map(|&v| v as i32).collect::<Vec<_>>()).to_vec(),
-            DType::U16 | DType::U8 => return Err(Error::internal(format!("{name}: test data of {dtype}"))),
-        };
-        launcher.upload(&bytes, buffer.view_mut())?;
+        launcher.upload(&encode(dtype, values), buffer.view_mut())?;
         Ok(buffer)
     }
 
@@ -87,12 +81,29 @@ impl<'a> Buffer<'a> {
         if let Some(at) = canaries.iter().position(|&byte| byte != POISON) {
             return Err(Error::internal(format!("{}: byte {at} behind the buffer was overwritten", self.name)));
         }
-        Ok(match self.tensor.dtype() {
-            DType::Bf16 => bytes.chunks_exact(2).map(|b| bytemuck::pod_read_unaligned::<bf16>(b).to_f32()).collect(),
-            DType::I32 => bytes.chunks_exact(4).map(|b| bytemuck::pod_read_unaligned::<i32>(b) as f32).collect(),
-            DType::F32 => bytes.chunks_exact(4).map(bytemuck::pod_read_unaligned).collect(),
-            DType::U16 => bytes.chunks_exact(2).map(|b| f32::from(bytemuck::pod_read_unaligned::<u16>(b))).collect(),
-            DType::U8 => bytes.iter().map(|&byte| f32::from(byte)).collect(),
-        })
+        Ok(decode(self.tensor.dtype(), bytes))
+    }
+}
+
+/// The bytes of `values`, rounded to `dtype`; integers are cast.
+pub fn encode(dtype: DType, values: &[f32]) -> Vec<u8> {
+    let each = |bytes: &dyn Fn(f32) -> Vec<u8>| values.iter().flat_map(|&v| bytes(v)).collect();
+    match dtype {
+        DType::F32 => bytemuck::cast_slice(values).to_vec(),
+        DType::Bf16 => each(&|v| bf16::from_f32(v).to_ne_bytes().to_vec()),
+        DType::I32 => each(&|v| (v as i32).to_ne_bytes().to_vec()),
+        DType::U16 => each(&|v| (v as u16).to_ne_bytes().to_vec()),
+        DType::U8 => each(&|v| vec![v as u8]),
+    }
+}
+
+/// The values of [`encode`]'s bytes, as f32.
+pub fn decode(dtype: DType, bytes: &[u8]) -> Vec<f32> {
+    match dtype {
+        DType::Bf16 => bytes.chunks_exact(2).map(|b| bytemuck::pod_read_unaligned::<bf16>(b).to_f32()).collect(),
+        DType::I32 => bytes.chunks_exact(4).map(|b| bytemuck::pod_read_unaligned::<i32>(b) as f32).collect(),
+        DType::F32 => bytes.chunks_exact(4).map(bytemuck::pod_read_unaligned).collect(),
+        DType::U16 => bytes.chunks_exact(2).map(|b| f32::from(bytemuck::pod_read_unaligned::<u16>(b))).collect(),
+        DType::U8 => bytes.iter().map(|&byte| f32::from(byte)).collect(),
     }
 }

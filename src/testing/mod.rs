@@ -1,6 +1,7 @@
 //! What tests, `selftest` and benchmarks share: case tables, random data, guarded buffers, comparison. A case runs on any
 //! [`Launcher`](crate::device::Launcher), so the emulator, a GPU and every version of a kernel answer to the same table.
 
+pub mod adamw;
 pub mod attention;
 pub mod buffer;
 pub mod compare;
@@ -9,6 +10,7 @@ pub mod gemm;
 pub mod planted;
 pub mod random;
 pub mod rms_norm;
+pub mod square_sums;
 
 use crate::device::Launcher;
 use crate::error::Result;
@@ -69,7 +71,9 @@ pub struct Family {
     pub checks: fn() -> Vec<Check>,
 }
 
-pub const FAMILIES: [Family; 2] = [
+pub const FAMILIES: &[Family] = &[
     Family { name: "rms_norm", checks: rms_norm::checks },
     Family { name: "attention", checks: attention::checks },
+    Family { name: "adamw", checks: adamw::checks },
+    Family { name: "square_sums", checks: square_sums::checks },
 ];

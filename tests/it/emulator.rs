@@ -51,7 +51,7 @@ macro_rules! families {
     };
 }
 
-families!(rms_norm, attention);
+families!(rms_norm, attention, adamw, square_sums);
 
 #[test]
 fn every_family_is_tested() {

@@ -3,6 +3,7 @@
 use super::{Cost, expect, expect_dtype, expect_shape};
 use crate::error::Result;
 use crate::tensor::{DType, View, ViewMut};
+use half::bf16;
 
 /// Elements per partial sum of [`SquareSums`].
 pub const SQUARE_SUMS_CHUNK: usize = 4096;
@@ -33,7 +34,11 @@ impl SquareSums<'_> {
 /// g = grad · grad_scale; p ·= 1 − lr·wd; m ← β₁m + (1−β₁)g; v ← β₂v + (1−β₂)g²;
 /// p −= lr/(1−β₁ᵏ) · m / (√(v/(1−β₂ᵏ)) + eps).
 ///
-/// All of it in f32; what is stored in fewer bits is rounded once, at the end. The new m and v are used before they are rounded.
+/// All of it in f32; what is stored in fewer bits is rounded once, at the end. The new m and v are used before they are rounded. A parameter
+/// that becomes NaN is stored as 0x7fc00000, so that no half of it looks like a number.
+///
+/// Stochastic rounding draws from Philox (`ops::philox`): element i has 64 bits that depend on (seed, step, first + i) only, the lowest 16 for the
+/// parameter, the next for m, the next for v.
 pub struct AdamW<'a> {
     /// [N] f32 or bf16, updated.
     pub param: ViewMut<'a>,
@@ -53,8 +58,25 @@ pub struct AdamW<'a> {
     pub grad_scale: f32,
     /// Of the random numbers that round stochastically: a function of (seed, step, first + i) alone.
     pub seed: u64,
-    /// The place of element 0 among all parameters of the model.
+    /// The place of element 0 among all parameters of the model: even, because neighbours share a draw.
     pub first: u64,
+}
+
+/// The factors of an update, computed in f64 and rounded once: every backend multiplies with the same bits.
+#[derive(Debug, Clone, Copy)]
+pub struct AdamWFactors {
+    /// 1 − lr·wd
+    pub decay: f32,
+    /// lr/(1 − β₁ᵏ)
+    pub step_size: f32,
+    /// √(1 − β₂ᵏ)
+    pub v_root: f32,
+    pub beta2: f32,
+    /// 1 − β₁
+    pub rest1: f32,
+    /// 1 − β₂
+    pub rest2: f32,
+    pub eps: f32,
 }
 
 /// Where the bits of the weights are that `param` does not show.
@@ -66,7 +88,27 @@ pub enum Master<'a> {
     Remainder(ViewMut<'a>),
 }
 
-/// A running mean: in f32; in bf16, rounded stochastically; or in 8 bits with a scale a block.
+impl Master<'_> {
+    /// The bf16 parameter and the remainder of an f32 master; NaN becomes 0x7fc00000.
+    pub fn split(master: f32) -> (bf16, u16) {
+        let bits = if master.is_nan() { 0x7fc0_0000 } else { master.to_bits() };
+        let remainder = bits as u16;
+        (bf16::from_bits((bits >> 16) as u16 + (remainder >> 15)), remainder)
+    }
+
+    /// The master that [`Master::split`] took apart.
+    pub fn join(param: bf16, remainder: u16) -> f32 {
+        let upper = param.to_bits().wrapping_sub(remainder >> 15);
+        f32::from_bits(u32::from(upper) << 16 | u32::from(remainder))
+    }
+}
+
+/// A running mean: in f32; in bf16, rounded stochastically; or in 8 bits, rounded stochastically, with a scale a block.
+///
+/// 8 bits are a small float times the scale, a power of two: the exponent of the block's largest magnitude rounded up to 3 mantissa bits, at
+/// least 2⁻¹²⁶; NaN where that magnitude is not below 2¹²⁷. m has a sign, 4 bits of exponent and 3 of mantissa, v 5 and 3, the smallest exponent
+/// without the implicit one, as IEEE floats have it. The largest code is 1.875 times the scale. A v above zero never becomes zero. kernels/adamw/README.md
+/// says why.
 pub struct Moment<'a> {
     /// [N] f32, bf16 or u8, updated.
     pub values: ViewMut<'a>,
@@ -109,6 +151,8 @@ impl AdamW<'_> {
         for (name, dtype) in [("param", self.param.dtype()), ("grad", self.grad.dtype())] {
             expect(OP, matches!(dtype, DType::F32 | DType::Bf16), || format!("{name} holds {dtype}, expected f32 or bf16"))?;
         }
+        expect(OP, self.step > 0, || "steps are counted from 1".into())?;
+        expect(OP, self.first.is_multiple_of(2), || format!("element 0 is number {}, which is odd", self.first))?;
         if let Master::Remainder(remainder) = &self.master {
             expect_shape(OP, "remainder", remainder.shape(), &[n])?;
             expect_dtype(OP, "remainder", remainder.dtype(), DType::U16)?;
@@ -116,6 +160,19 @@ impl AdamW<'_> {
         }
         self.m.check("m", n)?;
         self.v.check("v", n)
+    }
+
+    pub fn factors(&self) -> AdamWFactors {
+        let step = i32::try_from(self.step).unwrap_or(i32::MAX);
+        AdamWFactors {
+            decay: (1.0 - self.lr * self.weight_decay) as f32,
+            step_size: (self.lr / (1.0 - self.beta1.powi(step))) as f32,
+            v_root: (1.0 - self.beta2.powi(step)).sqrt() as f32,
+            beta2: self.beta2 as f32,
+            rest1: (1.0 - self.beta1) as f32,
+            rest2: (1.0 - self.beta2) as f32,
+            eps: self.eps as f32,
+        }
     }
 
     pub fn cost(&self) -> Cost {

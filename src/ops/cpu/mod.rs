@@ -6,6 +6,7 @@ mod classifier;
 mod embedding;
 mod gemm;
 mod math;
+mod moments;
 mod optimizer;
 mod rms_norm;
 mod rope;

@@ -60,6 +60,14 @@ pub fn expect_bf16(op: &str, dtype: DType) -> Result<()> {
     Err(Error::internal(format!("{op}: the CUDA kernels store bf16, not {dtype}")))
 }
 
+/// Refuses operands that 16-byte accesses would fault at.
+pub fn expect_aligned(op: &str, addresses: &[u64]) -> Result<()> {
+    if addresses.iter().all(|address| address.is_multiple_of(16)) {
+        return Ok(());
+    }
+    Err(Error::internal(format!("{op}: an operand does not start at a multiple of 16 bytes")))
+}
+
 /// Rows and width as kernels count them.
 pub fn extent(op: &str, rows: usize, width: usize) -> Result<[u32; 2]> {
     match (u32::try_from(rows), u32::try_from(width)) {

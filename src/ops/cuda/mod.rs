@@ -1,8 +1,10 @@
 //! Ops as launches of our own kernels: a wrapper checks the op, fills the parameter block and computes the grid. What launches
 //! is a [`Launcher`](crate::device::Launcher): the CUDA driver or the emulator.
 
+pub mod adamw;
 pub mod attention;
 pub mod gemm;
 pub mod ladder;
 pub mod params;
 pub mod rms_norm;
+pub mod square_sums;

@@ -6,15 +6,21 @@
 use bytemuck::{Pod, Zeroable};
 use std::marker::PhantomData;
 
+mod adamw;
 mod attention;
+mod classifier;
 mod conformance;
 mod emulator;
 mod rms_norm;
+mod square_sums;
 
+pub use adamw::*;
 pub use attention::*;
+pub use classifier::*;
 pub use conformance::*;
 pub use emulator::*;
 pub use rms_norm::*;
+pub use square_sums::*;
 
 /// An address that a kernel follows. Zero says that the operand is absent. `kernels/common/types.cuh` has its C++ twin.
 #[repr(transparent)]
