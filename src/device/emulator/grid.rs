@@ -1,6 +1,5 @@
 //! One launch: blocks of fibers, run in an order that the seed chooses, and the places where they wait for one another.
 
-
 use super::clocks::{Clocks, Past};
 use super::copies::{self, Copies};
 use super::fiber::{Stack, Suspended, switch};

@@ -19,11 +19,11 @@ use crate::tensor::{Allocator, View, ViewMut};
 use fiber::Stack;
 use grid::Grid;
 use memory::Memory;
-use warp::WARP;
 use std::any::Any;
 use std::ffi::{CStr, c_char, c_void};
 use std::sync::Mutex;
 use std::time::Instant;
+use warp::WARP;
 
 /// What an H200 gives a block.
 const MOST_THREADS: u32 = 1024;

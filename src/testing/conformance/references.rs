@@ -84,7 +84,13 @@ pub fn square_root(input: &[u32]) -> Vec<f32> {
 pub fn maximum(input: &[u32]) -> Vec<f32> {
     floats(|i| match (value(input, i), value(input, i + WARP)) {
         (a, b) if a.is_nan() || b.is_nan() => f32::NAN,
-        (a, b) => if a.total_cmp(&b).is_gt() { a } else { b },
+        (a, b) => {
+            if a.total_cmp(&b).is_gt() {
+                a
+            } else {
+                b
+            }
+        }
     })
 }
 
