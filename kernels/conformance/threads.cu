@@ -13,6 +13,22 @@ extern "C" __global__ void conformance_shuffle_xor(const __grid_constant__ Confo
     }
 }
 
+// Round r takes the value of lane 5 · lane + r.
+extern "C" __global__ void conformance_shuffle_from(const __grid_constant__ ConformanceParams p) {
+    for (uint64_t first = 0; first < p.words; first += blockDim.x) {
+        const uint64_t i = first + threadIdx.x;
+        p.output[i] = shuffle_from(p.input[i], (5 * lane_index() + int(first / blockDim.x)) % WARP);
+    }
+}
+
+// Round r votes by bit r of the words.
+extern "C" __global__ void conformance_warp_ballot(const __grid_constant__ ConformanceParams p) {
+    for (uint64_t first = 0; first < p.words; first += blockDim.x) {
+        const uint64_t i = first + threadIdx.x;
+        p.output[i] = warp_ballot(p.input[i] >> first / blockDim.x % WARP & 1);
+    }
+}
+
 // Every round is reversed through shared memory, among `threads` threads starting at `first_thread`, which meet at `barrier`.
 template <typename Barrier>
 static __device__ __forceinline__ void reverse_rounds(const ConformanceParams &p, int first_thread, int threads, Barrier barrier) {

@@ -7,7 +7,7 @@ unsigned char *limo_shared_base();
 void limo_block_barrier();
 void limo_named_barrier(int id, int threads);
 void limo_warp_barrier();
-uint32_t limo_shuffle(uint32_t value, int source_lane);
+uint32_t limo_shuffle(uint32_t value, uint32_t source_lane);
 void limo_misaligned(const void *address);
 uint32_t limo_ballot(uint32_t condition);
 uint32_t limo_take_ticket(uint32_t *counter);
@@ -47,10 +47,20 @@ inline float reciprocal_sqrt(float value) { return 1.0f / __builtin_sqrtf(value)
 
 inline uint32_t multiply_high(uint32_t a, uint32_t b) { return uint32_t(uint64_t(a) * b >> 32); }
 inline float square_root(float value) { return __builtin_sqrtf(value); }
-inline float maximum(float a, float b) { return a != a ? a : b != b ? b : a > b ? a : b; }
-inline float exp2_approximate(float value) { return __builtin_exp2f(value); }
-inline float log2_approximate(float value) { return __builtin_log2f(value); }
-inline float reciprocal_approximate(float value) { return 1.0f / value; }
+inline float maximum(float a, float b) {
+    if (a != a || b != b) return a != a ? a : b;
+    if (a == b) return bits_as_float(float_as_bits(a) & float_as_bits(b)); // +0 is larger than -0
+    return a > b ? a : b;
+}
+
+// A zero of the same sign for a subnormal number.
+inline float flushed(float value) {
+    const uint32_t bits = float_as_bits(value);
+    return (bits & 0x7f800000) == 0 ? bits_as_float(bits & 0x80000000) : value;
+}
+inline float exp2_approximate(float value) { return flushed(__builtin_exp2f(value)); }
+inline float log2_approximate(float value) { return __builtin_log2f(flushed(value)); }
+inline float reciprocal_approximate(float value) { return flushed(1.0f / flushed(value)); }
 
 inline void forget(vec128 &) {}
 
@@ -78,10 +88,10 @@ inline void named_barrier(int id, int threads) { limo_named_barrier(id, threads)
 inline void warp_barrier() { limo_warp_barrier(); }
 
 inline float shuffle_xor(float value, int mask) {
-    return bits_as_float(limo_shuffle(float_as_bits(value), int(threadIdx.x % WARP) ^ mask));
+    return bits_as_float(limo_shuffle(float_as_bits(value), threadIdx.x % WARP ^ uint32_t(mask)));
 }
 
-inline uint32_t shuffle_from(uint32_t value, int lane) { return limo_shuffle(value, lane); }
+inline uint32_t shuffle_from(uint32_t value, int lane) { return limo_shuffle(value, uint32_t(lane)); }
 inline uint32_t warp_ballot(bool condition) { return limo_ballot(condition); }
 inline uint32_t take_ticket(uint32_t *counter) { return limo_take_ticket(counter); }
 inline void ordered_wait(const uint32_t *turn_address, uint32_t turn) { limo_ordered_wait(turn_address, turn); }

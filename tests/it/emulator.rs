@@ -6,9 +6,10 @@ use limo_engine::device::{Launch, Launcher};
 use limo_engine::error::Result;
 use limo_engine::ops::cuda::params::{PlantedParams, Ptr};
 use limo_engine::testing::buffer::Behind;
-use limo_engine::testing::conformance;
+use limo_engine::testing::conformance::{self, WRAPPERS};
 use limo_engine::testing::planted::{self, PLANTED};
 use limo_engine::testing::{FAMILIES, Outputs};
+use std::path::Path;
 
 /// Natural order, and two in which blocks, warps and lanes run far apart.
 const SEEDS: [u64; 3] = [0, 1, 2];
@@ -129,6 +130,35 @@ fn wrappers_conform_to_their_references_and_to_recorded_gpus() {
             records.iter().for_each(|record| conformance::check_record(&emulator, record).unwrap());
         }
     }
+}
+
+/// `common/ptx.cuh`, the emulator's twin of it and the micro-kernels know the same wrappers.
+#[test]
+fn every_wrapper_has_a_twin_in_the_emulator_and_a_micro_kernel() {
+    let ptx = include_str!("../../kernels/common/ptx.cuh");
+    let twins = include_str!("../../kernels/emulator/intrinsics.h");
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("kernels/conformance");
+    let sources = std::fs::read_dir(folder).unwrap().map(|entry| std::fs::read_to_string(entry.unwrap().path()).unwrap());
+    let kernels = without_comments(&sources.collect::<String>());
+    // What follows the return type; shared_address is of use to other wrappers only.
+    let declared = ptx.lines().filter_map(|line| line.split_once("__device__ __forceinline__ ")?.1.split_once('('));
+    let names = declared.map(|(head, _)| head.rsplit([' ', '*', '&']).next().unwrap()).filter(|&name| name != "shared_address");
+    let called = |text: &str, name: &str| text.contains(&format!(" {name}(")) || text.contains(&format!("*{name}("));
+    let mut count = 0;
+    for name in names {
+        assert!(called(twins, name), "emulator/intrinsics.h lacks {name}");
+        let called = kernels.contains(&format!("{name}(")) || kernels.contains(&format!("{name}<"));
+        assert!(called, "no micro-kernel of kernels/conformance calls {name}");
+        count += 1;
+    }
+    assert!(count > 30, "{count} wrappers found");
+    let defined = kernels.matches("__global__").count();
+    let tested = WRAPPERS.iter().filter(|wrapper| kernels.contains(&format!(" {}(", wrapper.kernel()))).count();
+    assert_eq!((tested, tested), (defined, WRAPPERS.len()), "micro-kernels in the table");
+}
+
+fn without_comments(source: &str) -> String {
+    source.lines().map(|line| line.split("//").next().unwrap().to_string() + "\n").collect()
 }
 
 /// What ptxas said when build.rs ran nvcc.

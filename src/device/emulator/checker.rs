@@ -5,48 +5,11 @@
 //! written; and of two accesses by different threads, one of them a write, one must have happened before the other.
 
 use super::clocks::Stamp;
-use super::grid::{Grid, WARP, current};
+use super::grid::{Grid, current};
 use super::intrinsics::fail;
 use super::memory::{RED_ZONE, find};
-use std::collections::HashMap;
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Access {
-    Read,
-    Write,
-}
-
-/// The last accesses to each byte of some memory, by address.
-#[derive(Default)]
-pub struct Shadow {
-    pages: HashMap<u64, Box<[Byte]>>,
-}
-
-const PAGE: u64 = 64;
-
-#[derive(Default)]
-struct Byte {
-    write: Option<Stamp>,
-    /// Reads since that write.
-    reads: Reads,
-}
-
-#[derive(Default)]
-enum Reads {
-    #[default]
-    Nobody,
-    One(Stamp),
-    Many(Box<Readers>),
-}
-
-/// Reads of several threads, none ordered after all others.
-struct Readers {
-    block: u32,
-    /// The clock of each thread's last read, 0 for none.
-    clocks: Vec<u32>,
-    /// A reader in another block, whom nothing orders within a launch.
-    foreign: Option<Stamp>,
-}
+use super::shadow::{Access, Cell, Reads};
+use super::warp::WARP;
 
 /// What an address belongs to, for people.
 enum Place {
@@ -54,84 +17,136 @@ enum Place {
     Buffer { offset: i64, bytes: usize, start: u64 },
 }
 
-/// Checks one access of the running fiber.
+/// Checks one plain access of the running fiber.
 fn check(address: u64, bytes: usize, access: Access) {
     // SAFETY: instrumented code runs in fibers only.
     let grid = unsafe { current() };
     if grid.running_thread().stack.contains(address) {
         return;
     }
-    if let Err(what) = grid.check_bounds(address, bytes, access).and_then(|()| grid.check_order(address, bytes, access)) {
+    let thread = grid.running.1;
+    let result = match access {
+        Access::Read => grid.check_read(address, bytes, thread),
+        Access::Write => grid.check_write(address, bytes, thread),
+    };
+    if let Err(what) = result.and_then(|()| grid.expect_no_turn(address, bytes, access)) {
         fail(what);
     }
 }
 
 impl Grid<'_> {
-    /// Finds the memory behind an address, and that it was written where it is read.
-    fn check_bounds(&mut self, address: u64, bytes: usize, access: Access) -> Result<(), String> {
-        let shared = &mut self.blocks[self.running.0].shared;
-        let offset = address.wrapping_sub(shared.base());
-        let inside = offset < shared.bytes as u64 && bytes as u64 <= shared.bytes as u64 - offset;
-        let written = if inside {
-            Some(&mut shared.written[offset as usize..][..bytes])
+    /// A read by a thread of the running block.
+    pub fn check_read(&mut self, address: u64, bytes: usize, thread: usize) -> Result<(), String> {
+        self.written(address, bytes, Access::Read)?;
+        self.check_order(address, bytes, Access::Read, thread)?;
+        match self.written(address, bytes, Access::Read)?.iter().position(|written| !written) {
+            None => Ok(()),
+            Some(at) => Err(format!("unwritten read: nobody wrote {}", self.name_of(address + at as u64))),
+        }
+    }
+
+    /// A write by a thread of the running block.
+    pub fn check_write(&mut self, address: u64, bytes: usize, thread: usize) -> Result<(), String> {
+        self.written(address, bytes, Access::Write)?.fill(true);
+        self.check_order(address, bytes, Access::Write, thread)
+    }
+
+    /// A thread of the running block starts a copy to shared memory: until it is waited for, nobody's accesses are ordered after it.
+    pub fn begin_copy(&mut self, address: u64, bytes: usize, thread: usize) -> Result<(), String> {
+        self.check_write(address, bytes, thread)?;
+        self.written(address, bytes, Access::Write)?.fill(false);
+        self.stamp_copy(address, bytes, Stamp { clock: Stamp::UNDER_WAY, ..self.stamp(thread) });
+        Ok(())
+    }
+
+    /// The thread has waited for it: an ordinary write of this moment.
+    pub fn end_copy(&mut self, address: u64, bytes: usize, thread: usize) {
+        self.written(address, bytes, Access::Write).expect("a copy in bounds").fill(true);
+        self.stamp_copy(address, bytes, self.stamp(thread));
+    }
+
+    fn stamp_copy(&mut self, address: u64, bytes: usize, stamp: Stamp) {
+        let shadow = &mut self.blocks[self.running.0].shared.shadow;
+        shadow.cells(address, bytes, |_, cell| *cell = Cell { write: Some(stamp), reads: Reads::Nobody });
+    }
+
+    /// An access to a word of tickets or turns. Those order themselves; what came before the `first` of them is checked.
+    pub fn check_word(&mut self, address: u64, first: bool, write: bool, thread: usize) -> Result<(), String> {
+        let bytes = size_of::<u32>();
+        if first {
+            self.check_read(address, bytes, thread)?;
+            self.check_write(address, bytes, thread)
+        } else if write {
+            self.written(address, bytes, Access::Write).map(|written| written.fill(true))
         } else {
-            let found = find(self.buffers, address, bytes);
-            found.map(|(start, buffer)| &mut buffer.written[(address - start) as usize..][..bytes])
-        };
-        match (written, access) {
-            (Some(written), Access::Write) => {
-                written.fill(true);
-                Ok(())
-            }
-            (Some(written), Access::Read) => match written.iter().position(|written| !written) {
-                None => Ok(()),
-                Some(at) => Err(format!("unwritten read: nobody wrote {}", self.name_of(address + at as u64))),
-            },
-            (None, _) => Err(match self.place_of(address) {
+            Ok(())
+        }
+    }
+
+    fn expect_no_turn(&self, address: u64, bytes: usize, access: Access) -> Result<(), String> {
+        let end = address + bytes as u64;
+        match self.turns.range(address.saturating_sub(3)..end).next() {
+            None => Ok(()),
+            Some((&word, _)) => Err(format!("race: a plain {access:?} of a ticket or turn in {}", self.name_of(word))),
+        }
+    }
+
+    fn stamp(&self, thread: usize) -> Stamp {
+        let block = self.running_block();
+        Stamp { block: block.linear as u32, thread: thread as u32, clock: block.clocks.of(thread) }
+    }
+
+    /// Which bytes of a span were written; an error where the span is not all of one buffer's or of shared memory.
+    fn written(&mut self, address: u64, bytes: usize, access: Access) -> Result<&mut [bool], String> {
+        let slot = self.running.0;
+        let shared = &self.blocks[slot].shared;
+        let offset = address.wrapping_sub(shared.base());
+        if offset < shared.bytes as u64 && bytes as u64 <= shared.bytes as u64 - offset {
+            return Ok(&mut self.blocks[slot].shared.written[offset as usize..][..bytes]);
+        }
+        if find(self.buffers, address, bytes).is_none() {
+            return Err(match self.place_of(address) {
                 Some(_) => format!("out of bounds: a {access:?} of {bytes} bytes at {}", self.name_of(address)),
                 None => {
                     format!("foreign access: a {access:?} of {bytes} bytes at {address:#x}, memory that is not the kernel's")
                 }
-            }),
+            });
         }
+        let (start, buffer) = find(self.buffers, address, bytes).expect("just found");
+        Ok(&mut buffer.written[(address - start) as usize..][..bytes])
     }
 
-    /// Finds an access of another thread that no barrier orders before this one, and remembers this one.
-    fn check_order(&mut self, address: u64, bytes: usize, access: Access) -> Result<(), String> {
-        let now = self.now();
+    /// Finds an access of another thread that nothing orders before this one, and remembers this one.
+    fn check_order(&mut self, address: u64, bytes: usize, access: Access, thread: usize) -> Result<(), String> {
+        let now = self.stamp(thread);
         let slot = self.running.0;
         let shared = &mut self.blocks[slot].shared;
         let in_shared = address.wrapping_sub(shared.base()) < shared.bytes as u64;
         // Taken out while the clocks of the block are asked.
         let mut shadow = std::mem::take(if in_shared { &mut shared.shadow } else { &mut self.shadow });
         let block = self.running_block();
-        let ordered = |earlier: Stamp| earlier.block == now.block && block.clocks.ordered(earlier, now.thread as usize);
-        let mut race = None;
-        let mut at = address;
-        while at < address + bytes as u64 && race.is_none() {
-            // One page, or the part of it that the access covers: nearly always all of the access.
-            let end = (address + bytes as u64).min((at / PAGE + 1) * PAGE);
-            let page = shadow.page(at);
-            race = (at..end).find_map(|at| {
-                let byte = &mut page[(at % PAGE) as usize];
-                let rival = byte.rival(access, &ordered);
-                byte.remember(now, access, &ordered, block.threads.len());
-                rival.map(|(stamp, other)| self.describe_race(now, stamp, access, other, at))
-            });
-            at = end;
-        }
+        let ordered = |earlier: Stamp| block.clocks.ordered(earlier, thread);
+        let mut rival = None;
+        shadow.cells(address, bytes, |at, cell| {
+            rival = rival.or_else(|| cell.rival(access, &ordered).map(|(stamp, other)| (stamp, other, at)));
+            cell.remember(now, access, &ordered, block.threads.len());
+        });
         *(if in_shared { &mut self.blocks[slot].shared.shadow } else { &mut self.shadow }) = shadow;
-        race.map_or(Ok(()), Err)
+        rival.map_or(Ok(()), |(stamp, other, at)| Err(self.describe_race(now, stamp, access, other, at)))
     }
 
     fn describe_race(&self, now: Stamp, rival: Stamp, access: Access, other: Access, address: u64) -> String {
+        let (block, thread, name) = (rival.block, rival.thread, self.name_of(address));
+        if rival.clock == Stamp::UNDER_WAY {
+            let copy = format!("the copy that thread {thread} of block {block} started to {name}");
+            return format!("copy under way: no copy_async_wait orders this {access:?} after {copy}");
+        }
         let warp = |stamp: Stamp| (stamp.block, stamp.thread as usize / WARP);
         let missing = match (rival.block == now.block, warp(rival) == warp(now)) {
             (_, true) => "race within a warp: no warp barrier",
             (true, _) => "race: no barrier",
             (false, _) => "race: nothing",
         };
-        let (block, thread, name) = (rival.block, rival.thread, self.name_of(address));
         format!("{missing} orders this {access:?} after the {other:?} by thread {thread} of block {block} of {name}")
     }
 
@@ -154,7 +169,7 @@ impl Grid<'_> {
     }
 
     /// "byte 12 of the 40-byte buffer at parameter offset 8": a parameter block holds the addresses of its buffers.
-    fn name_of(&self, address: u64) -> String {
+    pub fn name_of(&self, address: u64) -> String {
         match self.place_of(address) {
             None => format!("address {address:#x}"),
             Some(Place::Shared { offset, bytes }) => format!("byte {offset} of the {bytes} bytes of shared memory"),
@@ -169,63 +184,6 @@ impl Grid<'_> {
                 }
             }
         }
-    }
-}
-
-impl Shadow {
-    fn page(&mut self, address: u64) -> &mut [Byte] {
-        let page = self.pages.entry(address / PAGE);
-        page.or_insert_with(|| (0..PAGE).map(|_| Byte::default()).collect())
-    }
-}
-
-impl Byte {
-    /// An earlier access that conflicts with a new one and is not ordered before it.
-    fn rival(&self, access: Access, ordered: &impl Fn(Stamp) -> bool) -> Option<(Stamp, Access)> {
-        let unordered = |stamp: Option<Stamp>| stamp.filter(|&stamp| !ordered(stamp));
-        if let Some(write) = unordered(self.write) {
-            return Some((write, Access::Write));
-        }
-        let read = match (access, &self.reads) {
-            (Access::Read, _) | (_, Reads::Nobody) => None,
-            (_, Reads::One(read)) => unordered(Some(*read)),
-            (_, Reads::Many(readers)) => readers.stamps().find(|&stamp| !ordered(stamp)),
-        };
-        read.map(|stamp| (stamp, Access::Read))
-    }
-
-    fn remember(&mut self, now: Stamp, access: Access, ordered: &impl Fn(Stamp) -> bool, threads: usize) {
-        if access == Access::Write {
-            *self = Byte { write: Some(now), reads: Reads::Nobody };
-            return;
-        }
-        match &mut self.reads {
-            Reads::Nobody => self.reads = Reads::One(now),
-            // An ordered read adds nothing: whoever is ordered after this one is ordered after that one.
-            Reads::One(read) if ordered(*read) => *read = now,
-            Reads::One(read) => {
-                let mut readers = Readers { block: now.block, clocks: vec![0; threads], foreign: None };
-                readers.add(*read);
-                readers.add(now);
-                self.reads = Reads::Many(Box::new(readers));
-            }
-            Reads::Many(readers) => readers.add(now),
-        }
-    }
-}
-
-impl Readers {
-    fn add(&mut self, stamp: Stamp) {
-        if stamp.block == self.block {
-            self.clocks[stamp.thread as usize] = stamp.clock;
-        } else {
-            self.foreign = Some(stamp);
-        }
-    }
-
-    fn stamps(&self) -> impl Iterator<Item = Stamp> {
-        let stamp = |(thread, &clock): (usize, &u32)| Stamp { block: self.block, thread: thread as u32, clock };
-        self.foreign.into_iter().chain(self.clocks.iter().enumerate().filter(|(_, clock)| **clock > 0).map(stamp))
     }
 }
 

@@ -3,22 +3,27 @@
 
 mod checker;
 mod clocks;
+mod copies;
 mod fault;
 mod fiber;
 mod grid;
 mod intrinsics;
 mod memory;
+mod shadow;
+mod turns;
+mod warp;
 
 use super::{Event, Launch, Launcher};
 use crate::error::{Error, Result};
 use crate::tensor::{Allocator, View, ViewMut};
 use fiber::Stack;
-use grid::{Grid, WARP};
+use grid::Grid;
 use memory::Memory;
 use std::any::Any;
 use std::ffi::{CStr, c_char, c_void};
 use std::sync::Mutex;
 use std::time::Instant;
+use warp::WARP;
 
 /// What an H200 gives a block.
 const MOST_THREADS: u32 = 1024;

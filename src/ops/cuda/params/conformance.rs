@@ -9,6 +9,8 @@ use bytemuck::{Pod, Zeroable};
 pub struct ConformanceParams {
     pub input: Ptr<u32>,
     pub output: Ptr<u32>,
+    /// [2] zeros: a counter and a turn.
+    pub scratch: Ptr<u32>,
     /// Words of `input`.
     pub words: u64,
 }

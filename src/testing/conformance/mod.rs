@@ -2,12 +2,14 @@
 //! here, on the emulator and on every GPU. Outputs of GPUs are recorded under `tests/fixtures/conformance/`; a wrapper
 //! without a record is unproven.
 
+mod references;
+
 use super::random::Random;
 use crate::device::{Launch, Launcher};
 use crate::error::{Error, Result};
 use crate::ops::cuda::params::{ConformanceParams, Ptr};
 use crate::tensor::{DType, Tensor};
-use half::bf16;
+use references::Reference::{self, Floats, Near, Words};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -16,28 +18,62 @@ const THREADS: usize = 128;
 const WARP: usize = 32;
 /// A round of words for each of the 32 masks of a shuffle.
 const WORDS: usize = 32 * THREADS;
+/// Three buffers of 16 bytes a thread.
+const SHARED_BYTES: u32 = 3 * 16 * THREADS as u32;
 
 /// A wrapper, its micro-kernel and what that must write.
 pub struct Wrapper {
     pub name: &'static str,
-    kernel: &'static str,
-    /// Output words, for the input words.
-    reference: fn(&[u32]) -> Vec<u32>,
+    blocks: u32,
+    reference: Reference,
 }
 
-pub const WRAPPERS: [Wrapper; 12] = [
-    Wrapper { name: "pack_bf16x2", kernel: "conformance_pack_bf16x2", reference: pack_bf16x2 },
-    Wrapper { name: "unpack_bf16", kernel: "conformance_unpack_bf16", reference: |input| map(input, |w| w & 0xffff_0000) },
-    Wrapper { name: "multiply_add", kernel: "conformance_multiply_add", reference: multiply_add },
-    Wrapper { name: "reciprocal_sqrt", kernel: "conformance_reciprocal_sqrt", reference: reciprocal_sqrt },
-    Wrapper { name: "ld128", kernel: "conformance_ld128", reference: <[u32]>::to_vec },
-    Wrapper { name: "ld128_stream", kernel: "conformance_ld128_stream", reference: <[u32]>::to_vec },
-    Wrapper { name: "st128", kernel: "conformance_st128", reference: <[u32]>::to_vec },
-    Wrapper { name: "shared_base", kernel: "conformance_shared_base", reference: shared_base },
-    Wrapper { name: "shuffle_xor", kernel: "conformance_shuffle_xor", reference: shuffle_xor },
-    Wrapper { name: "block_barrier", kernel: "conformance_block_barrier", reference: |input| reversed(input, THREADS) },
-    Wrapper { name: "named_barrier", kernel: "conformance_named_barrier", reference: |input| reversed(input, THREADS / 2) },
-    Wrapper { name: "warp_barrier", kernel: "conformance_warp_barrier", reference: |input| reversed(input, WARP) },
+impl Wrapper {
+    const fn new(name: &'static str, reference: Reference) -> Self {
+        Wrapper { name, blocks: 1, reference }
+    }
+
+    /// Every thread of many blocks writes one word.
+    const fn of_blocks(name: &'static str, reference: Reference) -> Self {
+        Wrapper { name, blocks: (WORDS / THREADS) as u32, reference }
+    }
+
+    /// The name of its micro-kernel.
+    pub fn kernel(&self) -> String {
+        format!("conformance_{}", self.name)
+    }
+}
+
+pub const WRAPPERS: [Wrapper; 29] = [
+    Wrapper::new("pack_bf16x2", Words(references::pack_bf16x2)),
+    Wrapper::new("unpack_bf16", Words(references::unpack_bf16)),
+    Wrapper::new("multiply_add", Floats(references::multiply_add)),
+    Wrapper::new("reciprocal_sqrt", Floats(references::reciprocal_sqrt)),
+    Wrapper::new("multiply_high", Words(references::multiply_high)),
+    Wrapper::new("square_root", Floats(references::square_root)),
+    Wrapper::new("maximum", Floats(references::maximum)),
+    Wrapper::new("exp2_approximate", Near(references::exp2_approximate)),
+    Wrapper::new("log2_approximate", Near(references::log2_approximate)),
+    Wrapper::new("reciprocal_approximate", Near(references::reciprocal_approximate)),
+    Wrapper::new("forget", Words(<[u32]>::to_vec)),
+    Wrapper::new("ld128", Words(<[u32]>::to_vec)),
+    Wrapper::new("ld128_stream", Words(<[u32]>::to_vec)),
+    Wrapper::new("st128", Words(<[u32]>::to_vec)),
+    Wrapper::new("shared_base", Words(references::shared_base)),
+    Wrapper::new("shuffle_xor", Words(references::shuffle_xor)),
+    Wrapper::new("shuffle_from", Words(references::shuffle_from)),
+    Wrapper::new("warp_ballot", Words(references::warp_ballot)),
+    Wrapper::new("block_barrier", Words(|input| references::reversed(input, THREADS))),
+    Wrapper::new("named_barrier", Words(|input| references::reversed(input, THREADS / 2))),
+    Wrapper::new("warp_barrier", Words(|input| references::reversed(input, WARP))),
+    Wrapper::new("copy_async", Words(references::copies)),
+    Wrapper::new("copy_async_wait", Words(references::copies)),
+    Wrapper::new("ldmatrix_x4", Words(references::ldmatrix_x4)),
+    Wrapper::new("ldmatrix_x4_transposed", Words(references::ldmatrix_x4_transposed)),
+    Wrapper::new("mma_integers", Floats(references::mma_integers)),
+    Wrapper::new("mma_fractions", Near(references::mma_fractions)),
+    Wrapper::of_blocks("take_ticket", Words(<[u32]>::to_vec)),
+    Wrapper::of_blocks("ordered_wait", Words(references::sums_over_blocks)),
 ];
 
 /// What one GPU wrote.
@@ -75,50 +111,53 @@ pub fn record(launcher: &dyn Launcher, gpu: &str, driver: &str) -> Result<Record
 pub fn check(launcher: &dyn Launcher, wrapper: &Wrapper) -> Result<Vec<u32>> {
     let input = input();
     let output = run(launcher, wrapper, &input)?;
-    let expected: Vec<u32> = (wrapper.reference)(&input);
-    match (0..WORDS).find(|&i| output[i] != expected[i]) {
-        None => Ok(output),
-        Some(i) => Err(Error::internal(format!(
-            "{}: word {i} is {:#010x} for {:#010x}, expected {:#010x}",
-            wrapper.name, output[i], input[i], expected[i]
-        ))),
-    }
+    wrapper.judge(&input, &output).map(|()| output)
 }
 
-/// Compares what a launcher computes with a record of a GPU, for every wrapper in it.
+/// Holds a record of a GPU against the same references as a launcher, for every wrapper in it.
 pub fn check_record(launcher: &dyn Launcher, record: &Record) -> Result<()> {
+    let input = input();
     for wrapper in &WRAPPERS {
         let Some(recorded) = record.outputs.get(wrapper.name) else { continue };
-        if hexadecimal(&check(launcher, wrapper)?) != *recorded {
-            return Err(Error::internal(format!("{}: {} wrote other words", wrapper.name, record.gpu)));
-        }
+        let words = words(recorded).ok_or_else(|| Error::internal(format!("{} is not {WORDS} words", wrapper.name)))?;
+        wrapper.judge(&input, &words).map_err(|error| error.context(record.gpu.clone()))?;
+        check(launcher, wrapper)?;
     }
     Ok(())
+}
+
+impl Wrapper {
+    fn judge(&self, input: &[u32], output: &[u32]) -> Result<()> {
+        match self.reference.mismatch(input, output) {
+            None => Ok(()),
+            Some((i, expected)) => {
+                let (name, given, word) = (self.name, input[i], output[i]);
+                Err(Error::internal(format!("{name}: word {i} is {word:#010x} for {given:#010x}, expected {expected}")))
+            }
+        }
+    }
 }
 
 fn run(launcher: &dyn Launcher, wrapper: &Wrapper, words: &[u32]) -> Result<Vec<u32>> {
     let mut input = Tensor::alone(launcher.allocator(), DType::I32, &[WORDS])?;
     let mut output = Tensor::alone(launcher.allocator(), DType::I32, &[WORDS])?;
+    let mut scratch = Tensor::alone(launcher.allocator(), DType::I32, &[2])?;
     launcher.upload(bytemuck::cast_slice(words), input.view_mut())?;
     launcher.fill_bytes(0xff, output.view_mut())?;
+    launcher.fill_bytes(0, scratch.view_mut())?;
     let params = ConformanceParams {
         input: Ptr::new(input.view().address()),
         output: Ptr::new(output.view().address()),
+        scratch: Ptr::new(scratch.view().address()),
         words: WORDS as u64,
     };
-    let launch = Launch { grid: [1, 1, 1], block: [THREADS as u32, 1, 1], shared_bytes: 4 * THREADS as u32 + 16 };
-    // SAFETY: the kernel's own parameter block over two buffers of `words` words.
-    unsafe { launcher.launch(wrapper.kernel, launch, bytemuck::bytes_of(&params))? };
+    let launch = Launch { grid: [wrapper.blocks, 1, 1], block: [THREADS as u32, 1, 1], shared_bytes: SHARED_BYTES };
+    // SAFETY: the kernel's own parameter block over two buffers of `words` words and the scratch.
+    unsafe { launcher.launch(&wrapper.kernel(), launch, bytemuck::bytes_of(&params))? };
     launcher.synchronize()?;
     let mut result = vec![0u32; WORDS];
     launcher.download(output.view(), bytemuck::cast_slice_mut(&mut result))?;
-    Ok(result.into_iter().map(|word| canonical(wrapper, word)).collect())
-}
-
-/// Which NaN an f32 instruction returns is the processor's choice; all are one here.
-fn canonical(wrapper: &Wrapper, word: u32) -> u32 {
-    let computes = ["multiply_add", "reciprocal_sqrt"].contains(&wrapper.name);
-    if computes && f32::from_bits(word).is_nan() { f32::NAN.to_bits() } else { word }
+    Ok(result)
 }
 
 /// Values at which conversions and roundings can go wrong, then random bits.
@@ -148,40 +187,9 @@ fn hexadecimal(words: &[u32]) -> String {
     words.iter().map(|word| format!("{word:08x}")).collect()
 }
 
-fn map(input: &[u32], f: impl Fn(u32) -> u32) -> Vec<u32> {
-    input.iter().map(|&word| f(word)).collect()
-}
-
-fn canonical_bits(value: f32) -> u32 {
-    if value.is_nan() { f32::NAN.to_bits() } else { value.to_bits() }
-}
-
-fn pack_bf16x2(input: &[u32]) -> Vec<u32> {
-    let convert = |word: u32| {
-        let value = f32::from_bits(word);
-        if value.is_nan() { 0x7fff } else { u32::from(bf16::from_f32(value).to_bits()) }
-    };
-    (0..WORDS).map(|i| convert(input[i]) | convert(input[(i + 1) % WORDS]) << 16).collect()
-}
-
-fn multiply_add(input: &[u32]) -> Vec<u32> {
-    let at = |i: usize| f32::from_bits(input[i % WORDS]);
-    (0..WORDS).map(|i| canonical_bits(at(i).mul_add(at(i + 1), at(i + 2)))).collect()
-}
-
-fn reciprocal_sqrt(input: &[u32]) -> Vec<u32> {
-    map(input, |word| canonical_bits(1.0 / f32::from_bits(word).sqrt()))
-}
-
-/// The base is a multiple of 1024, and the second carve starts 16 bytes behind it.
-fn shared_base(input: &[u32]) -> Vec<u32> {
-    input.iter().enumerate().map(|(i, &word)| if i % 2 == 0 { 16 } else { word }).collect()
-}
-
-fn shuffle_xor(input: &[u32]) -> Vec<u32> {
-    (0..WORDS).map(|i| input[i / WARP * WARP + ((i % WARP) ^ (i / THREADS % WARP))]).collect()
-}
-
-fn reversed(input: &[u32], round: usize) -> Vec<u32> {
-    input.chunks(round).flat_map(|words| words.iter().rev().copied()).collect()
+/// The words of a record; nothing if they are not as many as there should be.
+fn words(hexadecimal: &str) -> Option<Vec<u32>> {
+    let digits = hexadecimal.as_bytes().chunks(8).map(|digits| std::str::from_utf8(digits).ok());
+    let words: Vec<u32> = digits.map(|digits| u32::from_str_radix(digits?, 16).ok()).collect::<Option<_>>()?;
+    (words.len() == WORDS).then_some(words)
 }
