@@ -7,37 +7,51 @@ use crate::device::images::images;
 use crate::device::libraries::CUBLASLT;
 use crate::error::{Error, Result};
 use crate::ops::Ops;
-use crate::ops::cpu::Cpu;
+use crate::ops::cpu::{Cpu, CpuBf16};
 use clap::ValueEnum;
 
 /// What runs the model
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum DeviceChoice {
-    /// The CPU, unless a GPU is visible, which this version would leave idle: then say so
+    /// The first visible GPU, or the reason why it cannot be used; the CPU where none is visible
     Auto,
-    /// The GPU (not in this version)
+    /// The first visible GPU, in bf16
     Cuda,
-    /// The CPU, in f32
+    /// The CPU, in f32 if --dtype does not say otherwise
     Cpu,
-    /// The CUDA kernels on the CPU (not in this version)
+    /// The CUDA kernels' own source on the CPU, in bf16: for small models
     Emulator,
+}
+
+/// The element type of weights and activations
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Storage {
+    /// On the CPU
+    F32,
+    /// Everywhere; on the CPU it is slow, and there to check GPUs
+    Bf16,
 }
 
 impl DeviceChoice {
     /// The backend, or the reason why there is none. `auto` never falls back to the CPU while a GPU is visible.
-    pub fn ops(self) -> Result<Box<dyn Ops>> {
-        match self {
-            DeviceChoice::Cpu => Ok(Box::new(Cpu)),
-            DeviceChoice::Auto => match visible_devices()? {
-                0 => Ok(Box::new(Cpu)),
-                n => Err(unfinished(&format!("--device auto: {n} GPU(s) are visible, but"))),
-            },
-            DeviceChoice::Cuda => {
+    pub fn ops(self, dtype: Option<Storage>) -> Result<Box<dyn Ops>> {
+        let device = match self {
+            DeviceChoice::Auto if visible_devices()? > 0 => DeviceChoice::Cuda,
+            DeviceChoice::Auto => DeviceChoice::Cpu,
+            device => device,
+        };
+        match (device, dtype) {
+            (DeviceChoice::Cpu, None | Some(Storage::F32)) => Ok(Box::new(Cpu)),
+            (DeviceChoice::Cpu, Some(Storage::Bf16)) => Ok(Box::new(CpuBf16)),
+            (_, Some(Storage::F32)) => {
+                Err(Error::usage("--dtype f32: the CUDA kernels store bf16").help("leave --dtype out, or pass --device cpu"))
+            }
+            (DeviceChoice::Emulator, _) => Err(unfinished("--device emulator:")),
+            (DeviceChoice::Auto | DeviceChoice::Cuda, _) => {
                 open_gpu()?;
                 CUBLASLT.find()?;
                 Err(unfinished("--device cuda:"))
             }
-            DeviceChoice::Emulator => Err(unfinished("--device emulator:")),
         }
     }
 }

@@ -1,24 +1,23 @@
 //! Whether a job fits, before it reserves anything.
 
 use crate::error::{Error, Result};
+use crate::ops::Ops;
 use crate::tensor::format_bytes;
 
-/// Refuses a job that needs more host memory than there is; `help` says what would make it smaller.
-pub fn require_host_memory(needed: usize, help: &str) -> Result<()> {
-    match available_host_memory() {
-        Some(available) if needed > available => Err(Error::does_not_fit(format!(
-            "this needs {} of memory, {} are available",
-            format_bytes(needed),
-            format_bytes(available)
-        ))
-        .help(help)),
-        _ => Ok(()),
-    }
+/// Bytes that the tensors of a backend may take; none where that is not known.
+pub fn available_memory(ops: &dyn Ops) -> Result<Option<usize>> {
+    Ok(ops.free_memory()?.or_else(available_host_memory))
+}
+
+/// The error of a job that needs more.
+pub fn does_not_fit(ops: &dyn Ops, needed: usize, available: usize) -> Error {
+    let [wanted, there] = [needed, available].map(format_bytes);
+    Error::does_not_fit(format!("this needs {wanted} of memory ({needed} bytes), {there} are available on {}", ops.device()))
 }
 
 /// Bytes that this process can still allocate without swapping: what the kernel estimates for the machine, or what is left of the
 /// container's limit, whichever is less. None where neither is known.
-pub fn available_host_memory() -> Option<usize> {
+fn available_host_memory() -> Option<usize> {
     let machine = std::fs::read_to_string("/proc/meminfo").ok().and_then(|text| {
         let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
         line.trim().strip_suffix("kB")?.trim().parse::<usize>().ok().map(|kib| kib << 10)

@@ -27,7 +27,7 @@ impl Progress {
         self.spent += record.seconds;
         let left = self.spent / record.step as f64 * (steps.total - record.step) as f64;
         let line = format!(
-            "step {}/{} epoch {:.2} loss {:.4} norm {:.3} lr {:.2e} {:.0} tokens/s {} ETA {}",
+            "step {}/{} epoch {:.2} loss {:.4} norm {:.3} lr {:.2e} {:.0} tokens/s{} {} ETA {}",
             record.step,
             steps.total,
             record.epoch,
@@ -35,6 +35,7 @@ impl Progress {
             record.grad_norm,
             record.lr,
             record.tokens_per_s,
+            record.mfu.map_or(String::new(), |mfu| format!(" {:.0} % MFU", 100.0 * mfu)),
             format_bytes(record.memory),
             clock(left)
         );

@@ -1,14 +1,15 @@
 //! `limo-engine score`.
 
-use super::device::DeviceChoice;
+use super::device::{DeviceChoice, Storage};
 use super::launch::require_single_process;
-use super::memory::require_host_memory;
+use super::memory::{available_memory, does_not_fit};
 use super::model::trained_system;
 use super::say;
 use crate::config::{FieldNames, ModelConfig};
 use crate::data::{Chat, Example, IGNORE, load_conversations, load_questions, pack};
 use crate::error::{Error, Result, write_error};
 use crate::io::{Checkpoint, write_atomic};
+use crate::model::Qwen2;
 use crate::sample::Scorer;
 use clap::ValueEnum;
 use serde::Serialize;
@@ -40,6 +41,8 @@ pub struct ScoreArgs {
     logprobs: bool,
     #[arg(long, value_enum, default_value_t = DeviceChoice::Auto)]
     device: DeviceChoice,
+    #[arg(long, value_enum)]
+    dtype: Option<Storage>,
 }
 
 /// Which tokens are scored
@@ -87,8 +90,9 @@ pub fn run(args: ScoreArgs) -> Result<()> {
 
     require_single_process(None)?;
     refuse_to_replace_inputs(&args)?;
-    let ops = args.device.ops()?;
+    let ops = args.device.ops(args.dtype)?;
     let config = ModelConfig::from_file(&args.model.join("config.json"))?;
+    Qwen2::require(ops.as_ref(), &config)?;
     let chat = Chat::load(&args.model, None, config.vocab_size)?;
     let system = match args.system {
         Some(system) => Some(system),
@@ -106,7 +110,14 @@ pub fn run(args: ScoreArgs) -> Result<()> {
     let longest = rows.iter().map(|(_, e)| e.tokens.len()).max().unwrap_or(1);
     let micro_tokens = longest.max(MICRO_TOKENS);
     let needed = Scorer::plan(ops.as_ref(), &config, micro_tokens, longest)?.total();
-    require_host_memory(needed, "leave out the longest rows, or use a smaller model")?;
+    match available_memory(ops.as_ref())? {
+        Some(available) if needed > available => {
+            return Err(
+                does_not_fit(ops.as_ref(), needed, available).help("leave out the longest rows, or use a smaller model")
+            );
+        }
+        _ => {}
+    }
     let checkpoint = Checkpoint::open(&args.model)?;
     let mut scorer =
         Scorer::load(ops.as_ref(), &config, &checkpoint, micro_tokens, longest).map_err(|e| e.context(args.model.display()))?;

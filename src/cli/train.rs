@@ -1,8 +1,8 @@
 //! `limo-engine train`.
 
-use super::device::DeviceChoice;
+use super::device::{DeviceChoice, Storage};
 use super::launch::require_single_process;
-use super::memory::require_host_memory;
+use super::memory::{available_memory, does_not_fit};
 use super::progress::{Progress, clock};
 use super::say;
 use super::terminal::visible;
@@ -11,7 +11,7 @@ use crate::data::{Chat, Dataset, Message, Prompt, load, read_prompts, require_fi
 use crate::error::{Error, Result};
 use crate::grading::boxed_answer;
 use crate::io::{Checkpoint, DEFAULT_SHARD_BYTES, Export, TensorSpec, export};
-use crate::model::{Keep, Layout};
+use crate::model::{Keep, Layout, Qwen2};
 use crate::ops::Ops;
 use crate::sample::{Greedy, Limits};
 use crate::tensor::{DType, Ledger, format_bytes};
@@ -31,6 +31,8 @@ pub struct TrainArgs {
     set: Vec<String>,
     #[arg(long, value_enum, default_value_t = DeviceChoice::Auto)]
     device: DeviceChoice,
+    #[arg(long, value_enum)]
+    dtype: Option<Storage>,
     /// Data-parallel ranks; this version has one
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     ranks: Option<u32>,
@@ -56,12 +58,13 @@ pub fn run(args: TrainArgs) -> Result<()> {
     };
     require_single_process(args.ranks)?;
     let config = Config::load(&args.config, &args.set)?;
-    let ops = args.device.ops()?;
+    let ops = args.device.ops(args.dtype)?;
     let (mut folder, start) = RunFolder::open(&config, resume, args.overwrite)?;
     if start == Start::Finished && !args.dry_run {
         return say!("{} holds a finished run; --overwrite starts over", folder.path.display());
     }
     let architecture = ModelConfig::from_file(&config.model.config_file()?)?;
+    Qwen2::require(ops.as_ref(), &architecture)?;
     let tokenizer = config.model.tokenizer_folder()?;
     let chat = Chat::load(&tokenizer, config.model.chat_template.as_deref(), architecture.vocab_size)?;
     let data = load(&config.data.train, &config.data, &chat)?;
@@ -89,7 +92,7 @@ pub fn run(args: TrainArgs) -> Result<()> {
     folder.begin(&config)?;
     let mut reporter = Reporter { progress: Progress::new(steps), sampler };
     let job = Job { config: &config, train: &data, eval: eval.as_ref(), memory: plan.ledger.total() };
-    let outcome = train(&mut engine, &job, &folder.metrics(), &mut reporter)?;
+    let outcome = train(&mut engine, &job, &folder, &mut reporter)?;
     reporter.progress.finish();
 
     export_model(&engine, &config, &tokenizer, &folder.model())?;
@@ -134,28 +137,44 @@ fn plan(
     let longest = lengths().max().unwrap_or(1);
     let positions = longest.max(samples.map_or(0, Samples::capacity));
     let micro_tokens = if config.train.packing { config.train.micro_tokens.min(lengths().sum()) } else { longest };
-    let policies: &[Keep] = match config.memory.recompute {
-        Recompute::None => &[Keep::All],
-        Recompute::Mlp => &[Keep::Attention],
-        Recompute::Block => &[Keep::Stream],
-        Recompute::Auto => &[Keep::All, Keep::Attention, Keep::Stream],
-    };
-    let mut fits = Ok(());
-    for &keep in policies {
+    let planned = |keep, micro_tokens| -> Result<Plan> {
         let sizes = Sizes { micro_tokens, positions, keep };
         let mut ledger = Engine::plan(ops, architecture, sizes)?;
         if let Some(samples) = samples {
             ledger.entries.extend(samples.plan(ops, architecture)?.entries);
         }
-        fits = require_host_memory(
-            ledger.total(),
-            "lower train.micro_tokens or data.max_tokens, set memory.recompute = \"block\", or use a smaller model",
-        );
-        if fits.is_ok() {
-            return Ok(Plan { sizes, ledger });
+        Ok(Plan { sizes, ledger })
+    };
+    const POLICIES: [(Keep, &str); 3] = [(Keep::All, "none"), (Keep::Attention, "mlp"), (Keep::Stream, "block")];
+    let allowed = match config.memory.recompute {
+        Recompute::Auto => 0..3,
+        Recompute::None => 0..1,
+        Recompute::Mlp => 1..2,
+        Recompute::Block => 2..3,
+    };
+    let (first, last) = (allowed.start, allowed.end - 1);
+    let available = available_memory(ops)?.unwrap_or(usize::MAX);
+    let fits = |plan: &Plan| plan.ledger.total() <= available;
+    for (keep, _) in &POLICIES[allowed] {
+        let plan = planned(*keep, micro_tokens)?;
+        if fits(&plan) {
+            return Ok(plan);
         }
     }
-    fits.and(Err(Error::internal("there is no recompute policy")))
+    // What would fit: more recomputation, then shorter micro-batches, each as long as the longest row at least.
+    let halves = std::iter::successors(Some(micro_tokens), |&n| (n > longest).then_some((n / 2).max(longest)));
+    let smaller = halves.flat_map(|n| POLICIES[first..].iter().map(move |&(keep, name)| (keep, name, n)));
+    let mut help = "use a smaller model or a larger device, or lower data.max_tokens".to_string();
+    for (keep, name, tokens) in smaller {
+        let plan = planned(keep, tokens)?;
+        if fits(&plan) {
+            let total = format_bytes(plan.ledger.total());
+            help = format!("memory.recompute = \"{name}\" with train.micro_tokens = {tokens} needs {total}");
+            break;
+        }
+    }
+    let needed = planned(POLICIES[last].0, micro_tokens)?.ledger.total();
+    Err(does_not_fit(ops, needed, available).help(help))
 }
 
 fn describe_run(architecture: &ModelConfig, ops: &dyn Ops, plan: &Plan, data: &Dataset, steps: Steps) -> Result<()> {

@@ -13,6 +13,7 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::ffi::{CString, c_void};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Every function of libcuda that we make cudarc call, checked before the first call: cudarc panics at a missing one.
 pub(super) const SYMBOLS: &[&str] = &[
@@ -37,6 +38,7 @@ pub(super) const SYMBOLS: &[&str] = &[
     "cuLaunchKernel",
     "cuMemAlloc_v2",
     "cuMemFree_v2",
+    "cuMemGetInfo_v2",
     "cuMemcpyDtoDAsync_v2",
     "cuMemcpyDtoHAsync_v2",
     "cuMemcpyHtoDAsync_v2",
@@ -143,7 +145,7 @@ impl Driver {
             }
         }
         let context = Arc::new(context);
-        let allocator = DeviceAllocator { context: context.clone() };
+        let allocator = DeviceAllocator { context: context.clone(), regions: AtomicUsize::new(0) };
         Ok(Driver { info, allocator, context, modules, kernels: RefCell::default(), last_kernel: RefCell::default() })
     }
 
@@ -284,6 +286,12 @@ impl Launcher for Driver {
         &self.allocator
     }
 
+    fn free_memory(&self) -> Result<Option<usize>> {
+        self.bind()?;
+        let (free, _) = result::mem_get_info().map_err(|e| self.failed("asking for free device memory", e))?;
+        Ok(Some(free))
+    }
+
     unsafe fn launch(&self, kernel: &str, launch: Launch, params: &[u8]) -> Result<()> {
         self.bind()?;
         let name = kernel;
@@ -393,6 +401,7 @@ impl Drop for Mark {
 
 struct DeviceAllocator {
     context: Arc<Context>,
+    regions: AtomicUsize,
 }
 
 impl Allocator for DeviceAllocator {
@@ -407,6 +416,7 @@ impl Allocator for DeviceAllocator {
                 Ok(Arc::new(Region::new(address, bytes, Space::Device, Box::new(block))))
             }
         };
+        self.regions.fetch_add(1, Ordering::Relaxed);
         reserve().map_err(|DriverError(status)| {
             let mut error = failed(&format!("reserving {} of device memory", format_bytes(bytes)), DriverError(status));
             if status == CUresult::CUDA_ERROR_OUT_OF_MEMORY {
@@ -414,6 +424,10 @@ impl Allocator for DeviceAllocator {
             }
             error
         })
+    }
+
+    fn regions(&self) -> usize {
+        self.regions.load(Ordering::Relaxed)
     }
 }
 

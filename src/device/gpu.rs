@@ -41,6 +41,23 @@ pub fn visible_devices() -> Result<usize> {
     }
 }
 
+/// The most dense bf16 operations a second with f32 accumulation that NVIDIA's data sheets give for GPUs whose name contains these words: the
+/// denominator of `mfu` in metrics.jsonl. The first match counts; other GPUs have none.
+const PEAK_BF16_FLOPS: [(&str, f64); 8] = [
+    ("H200", 989e12),
+    ("H100 PCIe", 756e12),
+    ("H100 NVL", 835e12),
+    ("H100", 989e12),
+    ("A100", 312e12),
+    ("L40S", 362e12),
+    ("RTX 4090", 165e12),
+    ("RTX 3090", 71e12),
+];
+
+pub fn peak_bf16_flops(name: &str) -> Option<f64> {
+    PEAK_BF16_FLOPS.iter().find(|(words, _)| name.contains(words)).map(|&(_, flops)| flops)
+}
+
 /// The display driver's own version ("580.65.06"), where the kernel module tells it.
 pub fn kernel_module_version() -> Option<String> {
     let version = std::fs::read_to_string("/sys/module/nvidia/version").ok()?;

@@ -33,6 +33,10 @@ pub trait Launcher: Send {
     /// For people: "NVIDIA H200, driver 580.65" or "emulator".
     fn device(&self) -> String;
     fn allocator(&self) -> &dyn Allocator;
+    /// Bytes that can still be reserved; none where device memory is the host's.
+    fn free_memory(&self) -> Result<Option<usize>> {
+        Ok(None)
+    }
     /// Launches the kernel of this name with its one parameter struct.
     ///
     /// # Safety

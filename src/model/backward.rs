@@ -10,8 +10,26 @@ use crate::ops::*;
 use crate::tensor::{Tensor, ViewMut};
 
 impl Qwen2 {
-    /// After [`Qwen2::forward`] of the same batch: pushes the gradients of Σ_t scales[t] · losses[t] into `sink` and returns the losses.
-    #[allow(clippy::too_many_arguments)]
+    /// Uploads what [`Qwen2::backward`] reads besides the inputs of the forward pass. Called before that, nothing waits between the two.
+    pub fn prepare_backward(
+        &self,
+        ops: &dyn Ops,
+        activations: &mut Activations,
+        batch: Packed,
+        targets: &[i32],
+        scales: &[f32],
+    ) -> Result<()> {
+        let t = batch.tokens.len();
+        let mut order: Vec<i32> = (0..t as i32).collect();
+        order.sort_by_key(|&at| batch.tokens[at as usize]);
+        let inputs = &mut activations.inputs;
+        ops.upload(bytemuck::cast_slice(&order), inputs.order.rows_mut(t))?;
+        ops.upload(bytemuck::cast_slice(targets), inputs.targets.rows_mut(t))?;
+        ops.upload(bytemuck::cast_slice(scales), inputs.scales.rows_mut(t))
+    }
+
+    /// After [`Qwen2::prepare_backward`] and [`Qwen2::forward`] of the same batch: pushes the gradients of Σ_t scales[t] · losses[t] into
+    /// `sink` and returns the losses.
     pub fn backward(
         &self,
         ops: &dyn Ops,
@@ -19,11 +37,9 @@ impl Qwen2 {
         sink: &mut dyn GradSink,
         activations: &mut Activations,
         batch: Packed,
-        targets: &[i32],
-        scales: &[f32],
     ) -> Result<Vec<f32>> {
         let t = batch.tokens.len();
-        self.head_backward(ops, weights, sink, activations, targets, scales)?;
+        self.head_backward(ops, weights, sink, activations, t)?;
         for layer in (0..self.config.num_hidden_layers).rev() {
             let block = weights.acquire(Block::Layer(layer))?;
             weights.prefetch(if layer > 0 { Block::Layer(layer - 1) } else { Block::Embedding })?;
@@ -35,9 +51,6 @@ impl Qwen2 {
             }
             self.layer_backward(ops, &block, sink, activations, layer, batch)?;
         }
-        let mut order: Vec<i32> = (0..t as i32).collect();
-        order.sort_by_key(|&at| batch.tokens[at as usize]);
-        ops.upload(bytemuck::cast_slice(&order), activations.inputs.order.rows_mut(t))?;
         let scratch = scratch(&mut activations.backward)?;
         let mut gradients = sink.open(ops, Block::Embedding)?;
         ops.embedding_backward(EmbeddingBackward {
@@ -57,14 +70,10 @@ impl Qwen2 {
         weights: &dyn WeightSource,
         sink: &mut dyn GradSink,
         activations: &mut Activations,
-        targets: &[i32],
-        scales: &[f32],
+        t: usize,
     ) -> Result<()> {
-        let t = targets.len();
         let Activations { inputs, stream, hidden, hidden_rstd, logits, losses, backward, .. } = activations;
         let scratch = scratch(backward)?;
-        ops.upload(bytemuck::cast_slice(targets), inputs.targets.rows_mut(t))?;
-        ops.upload(bytemuck::cast_slice(scales), inputs.scales.rows_mut(t))?;
         let (classifier, role) = self.layout.classifier();
         let head = weights.acquire(classifier)?;
         let mut gradients = sink.open(ops, classifier)?;

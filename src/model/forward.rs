@@ -60,6 +60,13 @@ impl Qwen2 {
         })
     }
 
+    /// Refuses, as a usage error, an architecture that the backend has no code for.
+    pub fn require(ops: &dyn Ops, config: &ModelConfig) -> Result<()> {
+        let ModelConfig { hidden_size, intermediate_size, vocab_size, .. } = *config;
+        let widths = [("hidden_size", hidden_size), ("intermediate_size", intermediate_size), ("vocab_size", vocab_size)];
+        ops.require(heads(config), &widths)
+    }
+
     /// Angles are products of f32 factors, as transformers computes them (the released weights were trained with those); their sine and cosine are exact.
     pub fn upload_tables(&mut self, ops: &dyn Ops) -> Result<()> {
         let dim = self.config.head_dim;

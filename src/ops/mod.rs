@@ -21,6 +21,22 @@ pub trait Ops: Send {
     fn token_multiple(&self) -> usize {
         1
     }
+    /// Refuses, as a usage error, heads and widths of matrices that the backend has no code for.
+    fn require(&self, _heads: HeadLayout, _widths: &[(&str, usize)]) -> Result<()> {
+        Ok(())
+    }
+    /// Bytes that can still be reserved; none where tensors are in host memory.
+    fn free_memory(&self) -> Result<Option<usize>> {
+        Ok(None)
+    }
+    /// The most bf16 operations a second, where the device is known.
+    fn peak_flops(&self) -> Option<f64> {
+        None
+    }
+    /// What a library chose for each product so far, where one did.
+    fn product_algorithms(&self) -> Vec<serde_json::Value> {
+        Vec::new()
+    }
     /// Where tensors for this backend are reserved.
     fn allocator(&self) -> &dyn Allocator;
 

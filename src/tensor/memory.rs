@@ -39,6 +39,10 @@ impl Region {
 /// Hands out zero-initialised regions.
 pub trait Allocator {
     fn region(&self, bytes: usize) -> Result<Arc<Region>>;
+    /// Regions handed out so far, where they are counted: after its first step, training reserves nothing.
+    fn regions(&self) -> usize {
+        0
+    }
 }
 
 /// Host memory, aligned for vector loads. Pages are committed when first touched.

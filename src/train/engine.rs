@@ -4,7 +4,7 @@ use super::optimizer::{Optimizer, clip_factor};
 use crate::config::{ModelConfig, Normalize, OptimizerConfig};
 use crate::data::{IGNORE, MicroBatch};
 use crate::error::Result;
-use crate::model::{AccumulatedGradients, Activations, AttentionMode, Keep, Packed, Qwen2, ResidentWeights};
+use crate::model::{AccumulatedGradients, Activations, AttentionMode, Block, Keep, Packed, Parameter, Qwen2, ResidentWeights};
 use crate::ops::Ops;
 use crate::tensor::{Arena, Ledger};
 
@@ -82,9 +82,10 @@ impl Engine {
         gradients.zero(ops)?;
         for batch in batches {
             let batch = &batch.padded(ops.token_multiple());
-            model.forward(ops, weights, activations, packed(batch), AttentionMode::Train)?;
             let scales = counts.scales(batch, normalize);
-            let losses = model.backward(ops, weights, gradients, activations, packed(batch), &batch.targets, &scales)?;
+            model.prepare_backward(ops, activations, packed(batch), &batch.targets, &scales)?;
+            model.forward(ops, weights, activations, packed(batch), AttentionMode::Train)?;
+            let losses = model.backward(ops, weights, gradients, activations, packed(batch))?;
             add_losses(batch, &losses, &mut sums);
         }
         Ok(counts.loss(&sums, normalize))
@@ -107,6 +108,17 @@ impl Engine {
         let batch = &batch.padded(ops.token_multiple());
         model.forward(ops, weights, activations, packed(batch), AttentionMode::Train)?;
         model.losses(ops, weights, activations, &batch.targets)
+    }
+
+    /// Floating-point operations of one step's products and attention, forward and backward, padding and recomputation not counted.
+    pub fn step_flops(&self, batches: &[MicroBatch]) -> f64 {
+        let Qwen2 { layout, heads, config, .. } = &self.state.model;
+        let (classifier, _) = layout.classifier();
+        let blocks = layout.blocks.iter().filter(|b| b.block != Block::Embedding || b.block == classifier);
+        let matrices = blocks.flat_map(|b| &b.parameters).filter(|p| p.decays()).map(Parameter::elements).sum::<usize>() as f64;
+        let width = (config.num_hidden_layers * heads.query * heads.dim) as f64;
+        let lengths = batches.iter().flat_map(MicroBatch::sequences).map(|(_, range)| range.len() as f64);
+        lengths.map(|n| 6.0 * matrices * n + 12.0 * width * n * (n + 1.0) / 2.0).sum()
     }
 
     /// The norm of the accumulated gradients.

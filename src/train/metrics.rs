@@ -27,6 +27,9 @@ pub struct StepRecord {
     pub tokens: usize,
     pub supervised_tokens: usize,
     pub tokens_per_s: f64,
+    /// The share of the GPU's peak that the step's arithmetic is, recomputation not counted; on GPUs whose peak is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mfu: Option<f64>,
     /// Bytes reserved on the device.
     pub memory: usize,
     /// Duration of the step.

@@ -2,11 +2,11 @@
 
 use super::engine::Engine;
 use super::metrics::{EvalRecord, Metrics, StepRecord};
+use super::run_folder::RunFolder;
 use super::schedule::Steps;
 use crate::config::{Config, Every};
 use crate::data::{Dataset, Example, MicroBatch, order, pack};
 use crate::error::{Error, Result};
-use std::path::Path;
 use std::time::Instant;
 
 /// Told of everything that happens; all of it is also in metrics.jsonl.
@@ -38,13 +38,13 @@ pub struct Outcome {
     pub tokens: usize,
 }
 
-/// Trains from step 1 to the end and writes metrics.jsonl to `metrics`.
-pub fn train(engine: &mut Engine, job: &Job, metrics: &Path, observer: &mut dyn Observer) -> Result<Outcome> {
+/// Trains from step 1 to the end and writes metrics.jsonl to `folder`.
+pub fn train(engine: &mut Engine, job: &Job, folder: &RunFolder, observer: &mut dyn Observer) -> Result<Outcome> {
     let Config { train, optimizer, data, .. } = job.config;
     let examples = &job.train.examples;
     let steps = Steps::new(examples.len(), train, optimizer);
     let evaluation = job.eval.map(|eval| pack_all(&eval.examples, job.config)).transpose()?;
-    let mut metrics = Metrics::create(metrics)?;
+    let mut metrics = Metrics::create(&folder.metrics())?;
     let mut outcome = Outcome { steps, last: None, seconds: 0.0, tokens: 0 };
     let mut rows = Vec::new();
 
@@ -60,6 +60,7 @@ pub fn train(engine: &mut Engine, job: &Job, metrics: &Path, observer: &mut dyn 
             rows[first..examples.len().min(first + train.batch)].iter().map(|&row| &examples[row]).collect();
         let batches = pack(&rows, train.micro_tokens, train.packing)?;
         let lr = steps.lr(step, optimizer);
+        let regions = engine.ops.allocator().regions();
         let loss = engine.accumulate(&batches, rows.len(), train.normalize)?;
         let norm = engine.gradient_norm()?;
         let skipped = !(loss.value.is_finite() && norm.is_finite());
@@ -72,6 +73,7 @@ pub fn train(engine: &mut Engine, job: &Job, metrics: &Path, observer: &mut dyn 
             }
             observer.skipped(&error)?;
         }
+        debug_assert!(step == 0 || engine.ops.allocator().regions() == regions, "step {step} reserved device memory");
         let seconds = began.elapsed().as_secs_f64();
         let record = StepRecord {
             step: step + 1,
@@ -83,11 +85,16 @@ pub fn train(engine: &mut Engine, job: &Job, metrics: &Path, observer: &mut dyn 
             tokens: loss.tokens,
             supervised_tokens: loss.supervised_tokens,
             tokens_per_s: loss.tokens as f64 / seconds,
+            mfu: engine.ops.peak_flops().map(|peak| engine.step_flops(&batches) / seconds / peak),
             memory: job.memory,
             seconds,
         };
         metrics.write(&record)?;
         observer.step(&record, steps)?;
+        let algorithms = engine.ops.product_algorithms();
+        if step == 0 && !algorithms.is_empty() {
+            folder.write_algorithms(&algorithms)?;
+        }
         outcome.seconds += seconds;
         outcome.tokens += loss.tokens;
 

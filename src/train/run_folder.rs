@@ -33,9 +33,10 @@ pub struct RunFolder {
 
 const CONFIG: &str = "config.toml";
 const METRICS: &str = "metrics.jsonl";
+const GEMM: &str = "gemm.json";
 const MODEL: &str = "model";
 /// All that a run writes, what an interrupted write leaves behind included.
-const OURS: [&str; 6] = [CONFIG, METRICS, MODEL, ".config.toml.tmp", ".model.tmp", ".model.old"];
+const OURS: [&str; 8] = [CONFIG, METRICS, GEMM, MODEL, ".config.toml.tmp", ".gemm.json.tmp", ".model.tmp", ".model.old"];
 /// Locked while a run writes to the folder; the file itself stays.
 const LOCK: &str = ".lock";
 /// The first line of our `config.toml`, by which a folder is known as a run's.
@@ -180,6 +181,13 @@ impl RunFolder {
     }
     pub fn metrics(&self) -> PathBuf {
         self.path.join(METRICS)
+    }
+    /// Records what cuBLASLt chose for each product, as a line a product.
+    pub fn write_algorithms(&self, algorithms: &[serde_json::Value]) -> Result<()> {
+        let path = self.path.join(GEMM);
+        let lines: Vec<String> = algorithms.iter().map(|row| format!("  {row}")).collect();
+        let text = format!("[\n{}\n]\n", lines.join(",\n"));
+        write_atomic(&path, |out| out.write_all(text.as_bytes()).map_err(|e| write_error(&path, e)))
     }
     /// The final model.
     pub fn model(&self) -> PathBuf {

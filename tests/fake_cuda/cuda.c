@@ -63,6 +63,7 @@ int cuMemAlloc_v2(uint64_t *address, size_t bytes) {
     memset(block, 0xA5, bytes);
     return *address = (uint64_t)block, bound(SUCCESS);
 }
+int cuMemGetInfo_v2(size_t *free, size_t *total) { return *free = (size_t)setting("FAKE_CUDA_FREE_MIB", 1 << 17) << 20, *total = (size_t)1 << 37, bound(SUCCESS); }
 int cuMemFree_v2(uint64_t address) { return free((void *)address), SUCCESS; }
 int cuMemsetD8Async(uint64_t address, unsigned char value, size_t bytes, void *stream) {
     return memset((void *)address, value, bytes), bound(stream ? SUCCESS : INVALID_VALUE);

@@ -67,7 +67,8 @@ fn mistakes_in_usage_exit_with_2() {
         (&["--resume", "somewhere"], &["--resume somewhere", "no checkpoints"]),
         (&["--device", "tpu"], &["tpu", "cuda", "emulator"]),
         (&["--device", "cuda"], &["help: "]),
-        (&["--device", "emulator"], &["--device emulator", "--device cpu"]),
+        (&["--device", "emulator", "--dtype", "f32"], &["--dtype f32", "bf16"]),
+        (&["--device", "emulator"], &["help: "]),
         (&["-s", "output.dir=/dev/null"], &["/dev/null", "not a folder"]),
         (&["-s", "output.dir=/proc/run"], &["/proc/run", "output.dir"]),
     ];

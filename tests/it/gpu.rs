@@ -113,6 +113,7 @@ fn driver_allocates_launches_copies_and_times() {
         assert_eq!(driver.info().name, "Fake GPU 0");
         assert_eq!((driver.info().capability, driver.info().multiprocessors), ((9, 0), 132));
         assert_eq!(visible_devices().unwrap(), 1);
+        assert_eq!(driver.free_memory().unwrap(), Some(1 << 37));
 
         let x = device_tensor(&driver, &Tensor::from_f32(&[1.0, -2.0, 3.5, 0.25, 9.0], &[5]));
         let mut arena = Arena::reserve(driver.allocator(), 2048).unwrap();

@@ -4,6 +4,7 @@ use crate::error::{Error, Result};
 use crate::tensor::{Allocator, Region, Space, format_bytes};
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 const ALIGNMENT: usize = 1024;
@@ -24,12 +25,13 @@ pub type Buffers = BTreeMap<u64, Buffer>;
 #[derive(Clone)]
 pub struct Memory {
     buffers: Arc<Mutex<Buffers>>,
+    regions: Arc<AtomicUsize>,
     checked: bool,
 }
 
 impl Memory {
     pub fn new(checked: bool) -> Self {
-        Memory { buffers: Arc::default(), checked }
+        Memory { buffers: Arc::default(), regions: Arc::default(), checked }
     }
 
     /// A launch holds the lock, so no buffer goes away under a kernel.
@@ -87,8 +89,12 @@ impl Allocator for Memory {
         let start = base as u64 + RED_ZONE as u64;
         let written = if self.checked { vec![false; bytes] } else { Vec::new() };
         self.lock().insert(start, Buffer { bytes, written });
+        self.regions.fetch_add(1, Ordering::Relaxed);
         let lease = Lease { memory: self.clone(), base, layout };
         // SAFETY: the lease owns these zeroed bytes until it is dropped.
         Ok(Arc::new(unsafe { Region::new(start, bytes, Space::Host, Box::new(lease)) }))
+    }
+    fn regions(&self) -> usize {
+        self.regions.load(Ordering::Relaxed)
     }
 }

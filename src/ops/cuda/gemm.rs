@@ -117,6 +117,22 @@ impl CublasLt {
         .map_err(|e| failed(&format!("the product {desc:?}"), e))
     }
 
+    /// The algorithm of every product so far: its descriptor, and the words that are the library's own.
+    pub fn algorithms(&self) -> Vec<serde_json::Value> {
+        let plans = self.plans.borrow();
+        let mut plans: Vec<_> = plans.iter().collect();
+        plans.sort_by_key(|(d, _)| (d.m, d.n, d.k, d.a_transposed, d.b_transposed, d.bias, d.accumulate, d.output.size()));
+        let row = |(desc, plan): (&GemmDesc, &Rc<Plan>)| {
+            let GemmDesc { m, n, k, a_transposed, b_transposed, bias, accumulate, input, output } = *desc;
+            serde_json::json!({
+                "m": m, "n": n, "k": k, "a_transposed": a_transposed, "b_transposed": b_transposed, "bias": bias,
+                "accumulate": accumulate, "input": input.to_string(), "output": output.to_string(),
+                "algorithm": plan.algorithm.data.map(|word| format!("{word:016x}")),
+            })
+        };
+        plans.into_iter().map(row).collect()
+    }
+
     fn plan(&self, desc: &GemmDesc) -> Result<Rc<Plan>> {
         if let Some(plan) = self.plans.borrow().get(desc) {
             return Ok(plan.clone());
