@@ -101,6 +101,14 @@ __device__ __forceinline__ vec128 ld128(const void *address) { return *static_ca
 // Stores 16 bytes to global or shared memory; the address is a multiple of 16.
 __device__ __forceinline__ void st128(void *address, const vec128 &value) { *static_cast<vec128 *>(address) = value; }
 
+// The same to global memory, as one instruction whatever surrounds it: of a C++ store the compiler sometimes makes four.
+__device__ __forceinline__ void st128_global(void *address_gmem, const vec128 &value) {
+    // volatile and "memory": no access may move across what could be the same address.
+    asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(address_gmem)), "r"(value.at[0]),
+                 "r"(value.at[1]), "r"(value.at[2]), "r"(value.at[3])
+                 : "memory");
+}
+
 // Loads 16 bytes of global memory that nobody writes during the kernel and nobody reads again soon: past L1, which keeps what is
 // reused. Not volatile, without a memory clobber: the compiler may move it up, which is what we want of a load.
 __device__ __forceinline__ vec128 ld128_stream(const void *address) {

@@ -43,6 +43,16 @@ __device__ __forceinline__ void store_chunk(bf16 *row_gmem, uint32_t column, uin
     }
 }
 
+// To global memory, by one instruction whatever surrounds it (see st128_global).
+template <bool VECTORS>
+__device__ __forceinline__ void store_chunk_global(bf16 *row_gmem, uint32_t column, uint32_t width, const bf16x8 &chunk) {
+    if constexpr (VECTORS) {
+        if (column < width) st128_global(row_gmem + column, chunk.words);
+    } else {
+        store_chunk<false>(row_gmem, column, width, chunk);
+    }
+}
+
 template <bool VECTORS> __device__ __forceinline__ f32x8 load_chunk(const float *row, uint32_t column, uint32_t width) {
     f32x8 chunk = {};
     if constexpr (VECTORS) {

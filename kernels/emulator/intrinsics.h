@@ -81,6 +81,7 @@ inline void st128(void *address, const vec128 &value) {
 }
 
 inline void st128_stream(void *address, const vec128 &value) { st128(address, value); }
+inline void st128_global(void *address, const vec128 &value) { st128(address, value); }
 
 inline unsigned char *shared_base() { return limo_shared_base(); }
 inline void block_barrier() { limo_block_barrier(); }

@@ -3,8 +3,14 @@
 
 pub mod adamw;
 pub mod attention;
+pub mod bias;
+pub mod cached_attention;
+pub mod elementwise;
+pub mod embedding;
 pub mod gemm;
 pub mod ladder;
 pub mod params;
 pub mod rms_norm;
+pub mod rope;
 pub mod square_sums;
+pub mod swiglu;

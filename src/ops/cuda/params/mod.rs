@@ -8,19 +8,31 @@ use std::marker::PhantomData;
 
 mod adamw;
 mod attention;
+mod bias;
+mod cached_attention;
 mod classifier;
 mod conformance;
+mod elementwise;
+mod embedding;
 mod emulator;
 mod rms_norm;
+mod rope;
 mod square_sums;
+mod swiglu;
 
 pub use adamw::*;
 pub use attention::*;
+pub use bias::*;
+pub use cached_attention::*;
 pub use classifier::*;
 pub use conformance::*;
+pub use elementwise::*;
+pub use embedding::*;
 pub use emulator::*;
 pub use rms_norm::*;
+pub use rope::*;
 pub use square_sums::*;
+pub use swiglu::*;
 
 /// An address that a kernel follows. Zero says that the operand is absent. `kernels/common/types.cuh` has its C++ twin.
 #[repr(transparent)]
