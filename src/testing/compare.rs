@@ -43,9 +43,44 @@ pub fn within_budget(what: &str, fast: &[f32], naive: &[f32], oracle: &[f64], at
     )))
 }
 
+/// The same bits everywhere; any NaN is the same as any other.
+pub fn exactly(what: &str, values: &[f32], expected: &[f32]) -> Result<()> {
+    assert_eq!(values.len(), expected.len(), "both sides of a comparison have one length");
+    let same = |i: usize| values[i].to_bits() == expected[i].to_bits() || (values[i].is_nan() && expected[i].is_nan());
+    match (0..values.len()).find(|&i| !same(i)) {
+        None => Ok(()),
+        Some(i) => Err(Error::internal(format!("{what}[{i}] is {:e}, not {:e}", values[i], expected[i]))),
+    }
+}
+
+/// NaN where the expected values are NaN, and nowhere else. Zeros then replace the NaNs of both, so that the rest can be compared.
+pub fn same_nans(what: &str, values: &mut [f32], expected: &mut [f32]) -> Result<()> {
+    for (i, (value, expected)) in values.iter_mut().zip(expected).enumerate() {
+        if value.is_nan() != expected.is_nan() {
+            return Err(Error::internal(format!("{what}[{i}] is {value:e}, not {expected:e}")));
+        }
+        if value.is_nan() {
+            (*value, *expected) = (0.0, 0.0);
+        }
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn exact_comparisons_see_signs_and_nans() {
+        exactly("x", &[1.0, f32::NAN], &[1.0, -f32::NAN]).unwrap();
+        assert!(exactly("x", &[0.0], &[-0.0]).is_err());
+        assert!(exactly("x", &[f32::NAN], &[0.0]).is_err() && exactly("x", &[0.0], &[f32::NAN]).is_err());
+        let (mut values, mut expected) = ([1.0, f32::NAN], [2.0, f32::NAN]);
+        same_nans("x", &mut values, &mut expected).unwrap();
+        assert_eq!((values, expected), ([1.0, 0.0], [2.0, 0.0]));
+        assert!(same_nans("x", &mut [f32::NAN], &mut [0.0]).is_err());
+        assert!(same_nans("x", &mut [0.0], &mut [f32::NAN]).is_err());
+    }
 
     #[test]
     fn nan_and_infinity_never_pass() {

@@ -3,14 +3,20 @@
 
 pub mod adamw;
 pub mod attention;
+pub mod bias;
 pub mod buffer;
+pub mod cached_attention;
 pub mod compare;
 pub mod conformance;
+pub mod elementwise;
+pub mod embedding;
 pub mod gemm;
 pub mod planted;
 pub mod random;
 pub mod rms_norm;
+pub mod rope;
 pub mod square_sums;
+pub mod swiglu;
 
 use crate::device::Launcher;
 use crate::error::Result;
@@ -76,4 +82,10 @@ pub const FAMILIES: &[Family] = &[
     Family { name: "attention", checks: attention::checks },
     Family { name: "adamw", checks: adamw::checks },
     Family { name: "square_sums", checks: square_sums::checks },
+    Family { name: "elementwise", checks: elementwise::checks },
+    Family { name: "embedding", checks: embedding::checks },
+    Family { name: "rope", checks: rope::checks },
+    Family { name: "swiglu", checks: swiglu::checks },
+    Family { name: "bias", checks: bias::checks },
+    Family { name: "cached_attention", checks: cached_attention::checks },
 ];

@@ -35,6 +35,11 @@ impl Random {
         radius * (std::f64::consts::TAU * self.uniform()).cos()
     }
 
+    /// Normal values as bf16 keeps them.
+    pub fn normals(&mut self, n: usize, mean: f64, scale: f64) -> Vec<f32> {
+        (0..n).map(|_| super::round((mean + scale * self.normal()) as f32)).collect()
+    }
+
     pub fn shuffle<T>(&mut self, items: &mut [T]) {
         for i in (1..items.len()).rev() {
             items.swap(i, self.below(i + 1));
