@@ -36,7 +36,7 @@ template <int DIM> __device__ __forceinline__ void attention_forward_swizzle(con
             score = key + j <= work.first + row + i ? score * scale : minus_infinity();
         });
         softmax.update(s, out);
-        multiply(out, Factor<1, KEYS / 16>(s), v);
+        multiply(out, s, v);
     }
     finish(p, work, out, softmax, q, row);
 }

@@ -166,6 +166,16 @@ template <int M_, int N_> struct Accumulator {
         }
     }
 
+    // Rounds columns 16 k to 16 k + 15 of rows 16 m on to bf16, as the factor a of another product: the sums of one product lie in the
+    // registers where the next wants its factor, so they need not pass through shared memory.
+    __device__ __forceinline__ void as_a(uint32_t (&a)[4], int m, int k) const {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            const float *pair = &at[m][2 * k + i / 2][2 * (i % 2)];
+            a[i] = pack_bf16x2(pair[0], pair[1]);
+        }
+    }
+
     // Rounds to bf16 and stores from row `row` on.
     template <typename Tile> __device__ __forceinline__ void store(Tile tile, uint32_t row) const {
         const uint32_t g = uint32_t(lane_index()) / 4, c = uint32_t(lane_index()) % 4;
@@ -180,25 +190,28 @@ template <int M_, int N_> struct Accumulator {
     }
 };
 
-// Sums of one product rounded to bf16, as the factor a of another: they lie in the registers where the next product wants its factor, so
-// they need not pass through shared memory.
+// Sums all rounded to factors at once, which halves the registers that they take.
 template <int M, int K> struct Factor {
-    uint32_t at[M][K][4];
+    uint32_t at[K][M][4];
 
     explicit __device__ __forceinline__ Factor(const Accumulator<M, 2 * K> &sums) {
 #pragma unroll
-        for (int m = 0; m < M; ++m) {
+        for (int k = 0; k < K; ++k) {
 #pragma unroll
-            for (int k = 0; k < K; ++k) {
-#pragma unroll
-                for (int i = 0; i < 4; ++i) {
-                    const float *pair = &sums.at[m][2 * k + i / 2][2 * (i % 2)];
-                    at[m][k][i] = pack_bf16x2(pair[0], pair[1]);
-                }
-            }
+            for (int m = 0; m < M; ++m) sums.as_a(at[k][m], m, k);
         }
     }
 };
+
+// d += a · b for the M × 2 fragments of one step.
+template <int M, int N>
+__device__ __forceinline__ void multiply_step(Accumulator<M, N> &d, int n, const uint32_t (&a)[M][4], const uint32_t (&b)[2][2]) {
+#pragma unroll
+    for (int m = 0; m < M; ++m) {
+        mma_m16n8k16(d.at[m][n], a[m], b[0]);
+        mma_m16n8k16(d.at[m][n + 1], a[m], b[1]);
+    }
+}
 
 // d += X[row .. row + 16 M, :] · Y[:, :]ᵀ: scores. d has a column a row of Y.
 template <int M, int N, typename X, typename Y>
@@ -212,31 +225,41 @@ __device__ __forceinline__ void multiply_transposed(Accumulator<M, N> &d, X x, u
 #pragma unroll
         for (int n = 0; n < N; n += 2) {
             load_b_transposed(b, y, 8 * n, k);
-#pragma unroll
-            for (int m = 0; m < M; ++m) {
-                mma_m16n8k16(d.at[m][n], a[m], b[0]);
-                mma_m16n8k16(d.at[m][n + 1], a[m], b[1]);
-            }
+            multiply_step(d, n, a, b);
         }
+    }
+}
+
+// d += a · Y[row .. row + 16, :].
+template <int M, int N, typename Y>
+__device__ __forceinline__ void multiply_rows(Accumulator<M, N> &d, const uint32_t (&a)[M][4], Y y, uint32_t row) {
+    static_assert(8 * N == Y::COLUMNS, "a column of d a column of Y");
+#pragma unroll
+    for (int n = 0; n < N; n += 2) {
+        uint32_t b[2][2];
+        load_b(b, y, row, 8 * n);
+        multiply_step(d, n, a, b);
     }
 }
 
 // d += x · Y: x has a column a row of Y.
 template <int M, int N, int K, typename Y>
 __device__ __forceinline__ void multiply(Accumulator<M, N> &d, const Factor<M, K> &x, Y y) {
-    static_assert(16 * K == Y::ROWS && 8 * N == Y::COLUMNS, "a column of x a row of Y");
+    static_assert(16 * K == Y::ROWS, "a column of x a row of Y");
 #pragma unroll
-    for (int k = 0; k < K; ++k) {
+    for (int k = 0; k < K; ++k) multiply_rows(d, x.at[k], y, 16 * k);
+}
+
+// The same, x rounded from sums where it is needed.
+template <int M, int N, int K, typename Y>
+__device__ __forceinline__ void multiply(Accumulator<M, N> &d, const Accumulator<M, K> &x, Y y) {
+    static_assert(8 * K == Y::ROWS, "a column of x a row of Y");
 #pragma unroll
-        for (int n = 0; n < N; n += 2) {
-            uint32_t b[2][2];
-            load_b(b, y, 16 * k, 8 * n);
+    for (int k = 0; k < K / 2; ++k) {
+        uint32_t a[M][4];
 #pragma unroll
-            for (int m = 0; m < M; ++m) {
-                mma_m16n8k16(d.at[m][n], x.at[m][k], b[0]);
-                mma_m16n8k16(d.at[m][n + 1], x.at[m][k], b[1]);
-            }
-        }
+        for (int m = 0; m < M; ++m) x.as_a(a[m], m, k);
+        multiply_rows(d, a, y, 16 * k);
     }
 }
 
