@@ -20,10 +20,12 @@ template <int DIM> __device__ __forceinline__ void attention_forward_tiles(const
     constexpr int PART = 4;            // queries, and keys, of a thread
     constexpr int PAIRS = DIM / 2 / 16; // columns of the result of a thread, two by two
     constexpr int STRIDE = KEYS + 1;    // of weights: rows begin in different banks
-    const ForwardWork<ROWS, DIM> work(p, blockIdx.x, blockIdx.y);
+    const ForwardWork<ROWS, DIM> work(p, blockIdx.x);
     if (work.queries == 0) return;
     // A thread's queries are 4 y and the three that follow, its keys x, x + 16, x + 32, x + 48: half a warp shares its queries.
     const uint32_t x = threadIdx.x % 16, y = threadIdx.x / 16;
+
+    const float scale = exponent_scale(p);
 
     SharedMemory shared;
     const Tile<ROWS, DIM, Plain> q{shared.take<bf16>(ROWS * DIM)};                                  // [R, H]
@@ -62,16 +64,16 @@ template <int DIM> __device__ __forceinline__ void attention_forward_tiles(const
             float now = highest[i];
 #pragma unroll
             for (int j = 0; j < PART; ++j) {
-                s[i][j] = key + x + 16 * j <= work.first + PART * y + i ? s[i][j] * p.scale : minus_infinity();
+                s[i][j] = key + x + 16 * j <= work.first + PART * y + i ? s[i][j] * scale : minus_infinity();
                 now = maximum(now, s[i][j]);
             }
             now = half_warp(now, [](float a, float b) { return maximum(a, b); });
-            const float rescale = exp2_approximate((highest[i] - now) * LOG2_E);
+            const float rescale = exp2_approximate(highest[i] - now);
             highest[i] = now;
             sum[i] *= rescale;
 #pragma unroll
             for (int j = 0; j < PART; ++j) {
-                const float weight = exp2_approximate((s[i][j] - now) * LOG2_E);
+                const float weight = exp2_approximate(s[i][j] - now);
                 sum[i] += weight; // of this thread's own keys
                 weights_smem[i * STRIDE + x + 16 * j] = weight;
             }
@@ -102,8 +104,8 @@ template <int DIM> __device__ __forceinline__ void attention_forward_tiles(const
         const uint32_t query = PART * y + i;
         sum[i] = half_warp(sum[i], [](float a, float b) { return a + b; });
         if (query >= work.queries) continue;
-        if (x == 0) work.lse_gmem[query] = multiply_add(log2_approximate(sum[i]), LN_2, highest[i]);
-        uint32_t *out_gmem = reinterpret_cast<uint32_t *>(work.out_gmem + query * work.out_stride);
+        if (x == 0) *work.lse_gmem(p, query) = log_sum_exp(highest[i], sum[i]);
+        uint32_t *out_gmem = reinterpret_cast<uint32_t *>(work.out_gmem(p, query));
 #pragma unroll
         for (int pair = 0; pair < PAIRS; ++pair) {
             out_gmem[x + 16 * pair] = pack_bf16x2(out[i][2 * pair] / sum[i], out[i][2 * pair + 1] / sum[i]);

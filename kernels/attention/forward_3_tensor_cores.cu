@@ -9,9 +9,10 @@ namespace limo {
 
 template <int DIM> __device__ __forceinline__ void attention_forward_tensor_cores(const AttentionForwardParams &p) {
     constexpr int WARPS = 4, ROWS = 16 * WARPS, KEYS = 64, THREADS = WARPS * WARP;
-    const ForwardWork<ROWS, DIM> work(p, blockIdx.x, blockIdx.y);
+    const ForwardWork<ROWS, DIM> work(p, blockIdx.x);
     if (work.queries == 0) return;
     const uint32_t row = threadIdx.x / WARP * 16; // the warp's first query
+    const float scale = exponent_scale(p);
 
     SharedMemory shared;
     const Tile<ROWS, DIM, Plain> q{shared.take<bf16>(ROWS * DIM)};                                  // [R, H]
@@ -29,12 +30,12 @@ template <int DIM> __device__ __forceinline__ void attention_forward_tensor_core
         Accumulator<1, KEYS / 8> s = {};
         multiply_transposed(s, q, row, k);
         s.for_each([&](float &score, uint32_t i, uint32_t j) {
-            score = key + j <= work.first + row + i ? score * p.scale : minus_infinity();
+            score = key + j <= work.first + row + i ? score * scale : minus_infinity();
         });
-        softmax.update(s, out, [](float score, float highest) { return exp2_approximate((score - highest) * LOG2_E); });
+        softmax.update(s, out);
         multiply(out, s, v);
     }
-    finish(work, out, softmax, 1.0f, q, row);
+    finish(p, work, out, softmax, q, row);
 }
 
 } // namespace limo

@@ -64,37 +64,42 @@ template <int ROWS_, int COLUMNS_, typename Layout_ = Swizzled> struct Tile {
     }
 };
 
-// Calls f(row, chunk) for every chunk of a tile, neighbouring chunks in neighbouring threads; THREADS threads from `thread` 0 on.
-template <int THREADS, typename Tile, typename F> __device__ __forceinline__ void for_each_chunk(uint32_t thread, F f) {
-    static_assert(Tile::ROWS * Tile::CHUNKS % THREADS == 0 && THREADS % Tile::CHUNKS == 0, "every thread keeps to one column of chunks");
+// Calls f(chunk_smem, chunk_gmem, valid) for every chunk of a tile whose rows lie `stride` elements apart at `gmem`; valid: it is one of the
+// first `rows` rows. THREADS threads from `thread` 0 on take neighbouring chunks.
+template <int THREADS, typename Tile, typename Pointer, typename F>
+__device__ __forceinline__ void for_each_chunk(uint32_t thread, Tile tile, Pointer gmem, uint64_t stride, uint32_t rows, F f) {
+    static_assert(Tile::ROWS * Tile::CHUNKS % THREADS == 0 && THREADS % Tile::CHUNKS == 0, "a thread keeps to one column of chunks");
+    constexpr uint32_t STEP = THREADS / Tile::CHUNKS; // rows
+    const uint32_t first = thread / Tile::CHUNKS, chunk = thread % Tile::CHUNKS;
+    gmem += first * stride + chunk * CHUNK;
 #pragma unroll
-    for (uint32_t i = 0; i < Tile::ROWS * Tile::CHUNKS / THREADS; ++i) {
-        f(thread / Tile::CHUNKS + i * (THREADS / Tile::CHUNKS), thread % Tile::CHUNKS);
+    for (uint32_t row = first, i = 0; i < Tile::ROWS / STEP; ++i, row += STEP, gmem += STEP * stride) {
+        f(tile.chunk(row, chunk), gmem, row < rows);
     }
 }
 
-// Copies the first `rows` rows at `from_gmem`, `stride` elements apart, and zeros behind them: a product with a row that does not
-// exist is then zero, and not whatever lay there. The block's THREADS threads do it together; a barrier comes after.
+// Copies the first `rows` rows at `from_gmem`, and zeros behind them: a product with a row that does not exist is then zero, and not
+// whatever lay there. The block's THREADS threads do it together; a barrier comes after.
 template <int THREADS, typename Tile>
 __device__ __forceinline__ void copy_tile(Tile tile, const bf16 *from_gmem, uint64_t stride, uint32_t rows) {
-    for_each_chunk<THREADS, Tile>(threadIdx.x, [&](uint32_t row, uint32_t chunk) {
-        st128(tile.chunk(row, chunk), row < rows ? ld128(from_gmem + row * stride + chunk * CHUNK) : vec128{});
+    for_each_chunk<THREADS>(threadIdx.x, tile, from_gmem, stride, rows, [](bf16 *to_smem, const bf16 *chunk_gmem, bool valid) {
+        st128(to_smem, valid ? ld128(chunk_gmem) : vec128{});
     });
 }
 
 // The same by asynchronous copies, for the caller to commit and to wait for.
 template <int THREADS, typename Tile>
 __device__ __forceinline__ void copy_tile_async(Tile tile, const bf16 *from_gmem, uint64_t stride, uint32_t rows) {
-    for_each_chunk<THREADS, Tile>(threadIdx.x, [&](uint32_t row, uint32_t chunk) {
-        copy_async(tile.chunk(row, chunk), from_gmem + row * stride + chunk * CHUNK, row < rows);
+    for_each_chunk<THREADS>(threadIdx.x, tile, from_gmem, stride, rows, [](bf16 *to_smem, const bf16 *chunk_gmem, bool valid) {
+        copy_async(to_smem, chunk_gmem, valid);
     });
 }
 
-// Stores the first `rows` rows of a tile, 16 bytes a thread, neighbouring threads side by side: THREADS of them, from `thread` 0 on.
+// Stores the first `rows` rows of a tile.
 template <int THREADS, typename Tile>
 __device__ __forceinline__ void store_tile(uint32_t thread, Tile tile, bf16 *to_gmem, uint64_t stride, uint32_t rows) {
-    for_each_chunk<THREADS, Tile>(thread, [&](uint32_t row, uint32_t chunk) {
-        if (row < rows) st128(to_gmem + row * stride + chunk * CHUNK, ld128(tile.chunk(row, chunk)));
+    for_each_chunk<THREADS>(thread, tile, to_gmem, stride, rows, [](const bf16 *from_smem, bf16 *chunk_gmem, bool valid) {
+        if (valid) st128(chunk_gmem, ld128(from_smem));
     });
 }
 
@@ -105,7 +110,8 @@ __device__ __forceinline__ void store_tile(uint32_t thread, Tile tile, bf16 *to_
 
 enum class Order { DOWN_FIRST, ACROSS_FIRST };
 
-template <Order ORDER, typename Tile> __device__ __forceinline__ const bf16 *matrix_row(Tile tile, uint32_t row, uint32_t column) {
+template <Order ORDER, typename Tile>
+__device__ __forceinline__ const bf16 *matrix_row(Tile tile, uint32_t row, uint32_t column) {
     const uint32_t lane = uint32_t(lane_index());
     const uint32_t within = lane % 8, first = lane / 8 % 2, second = lane / 16;
     const uint32_t down = ORDER == Order::DOWN_FIRST ? first : second, across = ORDER == Order::DOWN_FIRST ? second : first;
@@ -113,24 +119,28 @@ template <Order ORDER, typename Tile> __device__ __forceinline__ const bf16 *mat
 }
 
 // The factor a of m16n8k16 out of X: a[i, k] = X[row + i, column + k].
-template <typename Tile> __device__ __forceinline__ void load_a(uint32_t (&a)[4], Tile x, uint32_t row, uint32_t column) {
+template <typename Tile>
+__device__ __forceinline__ void load_a(uint32_t (&a)[4], Tile x, uint32_t row, uint32_t column) {
     ldmatrix_x4(a, matrix_row<Order::DOWN_FIRST>(x, row, column));
 }
 
 // The factor a out of X transposed: a[i, k] = X[row + k, column + i].
-template <typename Tile> __device__ __forceinline__ void load_a_transposed(uint32_t (&a)[4], Tile x, uint32_t row, uint32_t column) {
+template <typename Tile>
+__device__ __forceinline__ void load_a_transposed(uint32_t (&a)[4], Tile x, uint32_t row, uint32_t column) {
     ldmatrix_x4_transposed(a, matrix_row<Order::ACROSS_FIRST>(x, row, column));
 }
 
 // Two factors b, of 16 columns together, out of X: b[k, j] = X[row + k, column + j].
-template <typename Tile> __device__ __forceinline__ void load_b(uint32_t (&b)[2][2], Tile x, uint32_t row, uint32_t column) {
+template <typename Tile>
+__device__ __forceinline__ void load_b(uint32_t (&b)[2][2], Tile x, uint32_t row, uint32_t column) {
     uint32_t loaded[4];
     ldmatrix_x4_transposed(loaded, matrix_row<Order::DOWN_FIRST>(x, row, column));
     b[0][0] = loaded[0], b[0][1] = loaded[1], b[1][0] = loaded[2], b[1][1] = loaded[3];
 }
 
 // Two factors b out of X transposed: b[k, j] = X[row + j, column + k].
-template <typename Tile> __device__ __forceinline__ void load_b_transposed(uint32_t (&b)[2][2], Tile x, uint32_t row, uint32_t column) {
+template <typename Tile>
+__device__ __forceinline__ void load_b_transposed(uint32_t (&b)[2][2], Tile x, uint32_t row, uint32_t column) {
     uint32_t loaded[4];
     ldmatrix_x4(loaded, matrix_row<Order::ACROSS_FIRST>(x, row, column));
     b[0][0] = loaded[0], b[0][1] = loaded[1], b[1][0] = loaded[2], b[1][1] = loaded[3];
@@ -180,8 +190,22 @@ template <int M_, int N_> struct Accumulator {
     }
 };
 
+// Sums all rounded to factors at once, which halves the registers that they take.
+template <int M, int K> struct Factor {
+    uint32_t at[K][M][4];
+
+    explicit __device__ __forceinline__ Factor(const Accumulator<M, 2 * K> &sums) {
+#pragma unroll
+        for (int k = 0; k < K; ++k) {
+#pragma unroll
+            for (int m = 0; m < M; ++m) sums.as_a(at[k][m], m, k);
+        }
+    }
+};
+
 // d += a · b for the M × 2 fragments of one step.
-template <int M, int N> __device__ __forceinline__ void multiply_step(Accumulator<M, N> &d, int n, const uint32_t (&a)[M][4], const uint32_t (&b)[2][2]) {
+template <int M, int N>
+__device__ __forceinline__ void multiply_step(Accumulator<M, N> &d, int n, const uint32_t (&a)[M][4], const uint32_t (&b)[2][2]) {
 #pragma unroll
     for (int m = 0; m < M; ++m) {
         mma_m16n8k16(d.at[m][n], a[m], b[0]);
@@ -206,20 +230,36 @@ __device__ __forceinline__ void multiply_transposed(Accumulator<M, N> &d, X x, u
     }
 }
 
-// d += bf16(p) · Y: p has a column a row of Y.
+// d += a · Y[row .. row + 16, :].
+template <int M, int N, typename Y>
+__device__ __forceinline__ void multiply_rows(Accumulator<M, N> &d, const uint32_t (&a)[M][4], Y y, uint32_t row) {
+    static_assert(8 * N == Y::COLUMNS, "a column of d a column of Y");
+#pragma unroll
+    for (int n = 0; n < N; n += 2) {
+        uint32_t b[2][2];
+        load_b(b, y, row, 8 * n);
+        multiply_step(d, n, a, b);
+    }
+}
+
+// d += x · Y: x has a column a row of Y.
 template <int M, int N, int K, typename Y>
-__device__ __forceinline__ void multiply(Accumulator<M, N> &d, const Accumulator<M, K> &p, Y y) {
-    static_assert(8 * K == Y::ROWS && 8 * N == Y::COLUMNS, "a column of p a row of Y");
+__device__ __forceinline__ void multiply(Accumulator<M, N> &d, const Factor<M, K> &x, Y y) {
+    static_assert(16 * K == Y::ROWS, "a column of x a row of Y");
+#pragma unroll
+    for (int k = 0; k < K; ++k) multiply_rows(d, x.at[k], y, 16 * k);
+}
+
+// The same, x rounded from sums where it is needed.
+template <int M, int N, int K, typename Y>
+__device__ __forceinline__ void multiply(Accumulator<M, N> &d, const Accumulator<M, K> &x, Y y) {
+    static_assert(8 * K == Y::ROWS, "a column of x a row of Y");
 #pragma unroll
     for (int k = 0; k < K / 2; ++k) {
-        uint32_t a[M][4], b[2][2];
+        uint32_t a[M][4];
 #pragma unroll
-        for (int m = 0; m < M; ++m) p.as_a(a[m], m, k);
-#pragma unroll
-        for (int n = 0; n < N; n += 2) {
-            load_b(b, y, 16 * k, 8 * n);
-            multiply_step(d, n, a, b);
-        }
+        for (int m = 0; m < M; ++m) x.as_a(a[m], m, k);
+        multiply_rows(d, a, y, 16 * k);
     }
 }
 

@@ -10,6 +10,7 @@ use crate::tensor::{DType, Tensor};
 use crate::testing::buffer::{Behind, Buffer};
 use crate::testing::compare::within_budget;
 use crate::testing::{Outputs, round};
+use std::f32::consts::{LN_2, LOG2_E};
 
 /// Of the norm and of the largest value: what f32 sums in another order may add to the budget.
 const ATOL: f64 = 2e-6;
@@ -67,26 +68,28 @@ pub(super) fn oracle(case: &Case, qkv: &[f32]) -> Result<Forward> {
     Ok(Forward { out: out.view().f32().to_vec(), lse: lse.view().f32().to_vec() })
 }
 
-/// Row by row, rounding what tensor cores and storage must: weights (not their sum) and results.
+/// Row by row, rounding what tensor cores and storage must: weights (not their sum) and results. Exponents of two are one fused product each,
+/// so a row's highest weight is not quite one where scores are large.
 fn naive(case: &Case, qkv: &[f32]) -> Forward {
     let HeadLayout { query, kv, dim } = case.heads;
     let (t, fused, group) = (case.tokens(), case.heads.fused(), case.heads.group());
+    let scale = case.heads.scale() * LOG2_E;
     let head = |token: usize, head: usize| &qkv[(token * fused + head) * dim..][..dim];
     let mut result = Forward { out: vec![0.0; t * query * dim], lse: vec![0.0; query * t] };
     for (&begin, &length) in case.cu_seqlens().iter().zip(case.lengths) {
         let begin = begin as usize;
         for (token, q) in (begin..begin + length).flat_map(|token| (0..query).map(move |q| (token, q))) {
             let dot = |u| head(token, q).iter().zip(head(u, query + q / group)).map(|(q, k)| q * k).sum::<f32>();
-            let scores: Vec<f32> = (begin..=token).map(|u| dot(u) * case.heads.scale()).collect();
-            let highest = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-            let weights: Vec<f32> = scores.iter().map(|score| (score - highest).exp()).collect();
+            let scores: Vec<f32> = (begin..=token).map(dot).collect();
+            let highest = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max) * scale;
+            let weights: Vec<f32> = scores.iter().map(|score| score.mul_add(scale, -highest).exp2()).collect();
             let sum: f32 = weights.iter().sum();
             let out = &mut result.out[(token * query + q) * dim..][..dim];
             for (u, &weight) in (begin..).zip(&weights) {
                 out.iter_mut().zip(head(u, query + kv + q / group)).for_each(|(out, v)| *out += round(weight) * v);
             }
             out.iter_mut().for_each(|out| *out = round(*out / sum));
-            result.lse[q * t + token] = highest + sum.ln();
+            result.lse[q * t + token] = (highest + sum.log2()) * LN_2;
         }
     }
     result

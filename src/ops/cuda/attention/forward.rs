@@ -6,7 +6,7 @@ use crate::error::Result;
 use crate::ops::Attention;
 use crate::ops::cuda::params::{AttentionForwardParams, Ptr};
 
-pub const FORWARD: [Version; 3] = [
+pub const FORWARD: [Version; 7] = [
     Version {
         name: "forward 1",
         idea: "naive: a warp a query, a key a lane, a running softmax",
@@ -29,6 +29,38 @@ pub const FORWARD: [Version; 3] = [
         kernels: [
             tiled("attention_forward_3_64", 64, 128, tiles(64, [64, 64, 64])),
             tiled("attention_forward_3_128", 64, 128, tiles(128, [64, 64, 64])),
+        ],
+    },
+    Version {
+        name: "forward 4",
+        idea: "swizzled tiles without bank conflicts, 16-byte asynchronous copies",
+        kernels: [
+            tiled("attention_forward_4_64", 64, 128, tiles(64, [64, 64, 64])),
+            tiled("attention_forward_4_128", 64, 128, tiles(128, [64, 64, 64])),
+        ],
+    },
+    Version {
+        name: "forward 5",
+        idea: "values are copied while scores are computed, the next keys while values are added up",
+        kernels: [
+            tiled("attention_forward_5_64", 64, 128, tiles(64, [64, 64, 64])),
+            tiled("attention_forward_5_128", 64, 128, tiles(128, [64, 64, 64])),
+        ],
+    },
+    Version {
+        name: "forward 6",
+        idea: "two instructions a score beside the products: folded scale, masks on the diagonal only",
+        kernels: [
+            tiled("attention_forward_6_64", 64, 128, tiles(64, [64, 64, 64])),
+            tiled("attention_forward_6_128", 64, 128, tiles(128, [64, 64, 64])),
+        ],
+    },
+    Version {
+        name: "forward 7",
+        idea: "32 queries a warp: what is loaded from shared memory is multiplied twice",
+        kernels: [
+            tiled("attention_forward_7_64", 128, 128, tiles(64, [128, 128, 128])),
+            tiled("attention_forward_7_128", 128, 128, tiles(128, [128, 64, 64])),
         ],
     },
 ];
