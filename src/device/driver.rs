@@ -349,6 +349,10 @@ impl Launcher for Driver {
         self.synchronize()
     }
 
+    fn shared_limit(&self) -> u32 {
+        self.info.shared_opt_in as u32
+    }
+
     fn mark(&self) -> Result<Box<dyn Event>> {
         self.bind()?;
         let event =

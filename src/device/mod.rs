@@ -45,6 +45,10 @@ pub trait Launcher: Send {
     fn fill_bytes(&self, value: u8, out: ViewMut) -> Result<()>;
     fn upload(&self, bytes: &[u8], out: ViewMut) -> Result<()>;
     fn download(&self, x: View, out: &mut [u8]) -> Result<()>;
+    /// Dynamic shared memory that a block may have, in bytes: an H200's, unless the device says otherwise.
+    fn shared_limit(&self) -> u32 {
+        227 << 10
+    }
     fn mark(&self) -> Result<Box<dyn Event>>;
     fn synchronize(&self) -> Result<()>;
 }

@@ -109,11 +109,14 @@ pub struct AttentionBackward<'a> {
 }
 
 impl AttentionBackward<'_> {
+    /// Counters a query row and head has, for parts of its columns.
+    pub const TURNS: usize = 4;
+
     /// Bytes of scratch for micro-batches of at most `tokens` tokens: with bf16 storage, the gradient of the queries [T, Q, H] in f32, to
-    /// which key/value tiles add in order, and a counter a query row and head that orders them.
+    /// which key/value tiles add in order; counters that order them, [`Self::TURNS`] a query row and head; and one that hands out work.
     pub fn scratch_bytes(storage: DType, tokens: usize, heads: HeadLayout) -> usize {
         match storage {
-            DType::Bf16 => tokens * heads.query * (heads.dim + 1) * 4,
+            DType::Bf16 => (tokens * heads.query * (heads.dim + Self::TURNS) + 1) * 4,
             _ => 0,
         }
     }

@@ -1,7 +1,9 @@
 //! The case table of attention, which both directions share: every version of the kernels, on the emulator or a GPU, answers to it.
 
+mod backward;
 mod forward;
 
+pub use backward::backward;
 pub use forward::forward;
 
 use super::random::Random;
@@ -9,7 +11,7 @@ use super::{Check, Outputs, round};
 use crate::device::Launcher;
 use crate::error::Result;
 use crate::ops::HeadLayout;
-use crate::ops::cuda::attention::{FORWARD, Version};
+use crate::ops::cuda::attention::{BACKWARD, FORWARD};
 use crate::testing::buffer::Behind;
 
 /// One problem. Queries, keys and values are normal values of `mean` and `scale`, rounded to bf16.
@@ -29,7 +31,7 @@ const fn case(name: &'static str, lengths: &'static [usize], [query, kv, dim]: [
     Case { name, lengths, heads: HeadLayout { query, kv, dim }, mean: 0.0, scale: 1.0, dominated: false }
 }
 
-pub const CASES: [Case; 19] = [
+pub const CASES: [Case; 20] = [
     case("one token", &[1], [1, 1, 64]),
     case("two tokens", &[2], [2, 1, 128]),
     case("one short of a tile", &[63], [2, 2, 64]),
@@ -39,6 +41,7 @@ pub const CASES: [Case; 19] = [
     case("two tiles", &[128], [2, 1, 64]),
     case("one past two tiles", &[129], [6, 1, 64]),
     case("odd", &[239], [2, 1, 128]),
+    case("several tiles", &[322], [2, 1, 64]),
     case("odd, heads of Qwen2.5 0.5B", &[113], [14, 2, 64]),
     case("packed", &[1, 65, 2, 129], [2, 2, 128]),
     case("packed, groups of eight", &[3, 64, 1, 66], [8, 1, 64]),
@@ -53,18 +56,26 @@ pub const CASES: [Case; 19] = [
 
 /// Every version on every case.
 pub fn checks() -> Vec<Check> {
-    ladder(&FORWARD, forward)
+    let forward_checks = FORWARD.iter().flat_map(|version| ladder(version.name, version, CASES.iter(), forward));
+    let recomputable = |case: &&Case| case.scale <= backward::LARGEST_SCALE;
+    let backward_checks =
+        BACKWARD.iter().flat_map(|version| ladder(version.name, version, CASES.iter().filter(recomputable), backward));
+    forward_checks.chain(backward_checks).collect()
 }
 
-fn ladder(versions: &'static [Version], run: fn(&dyn Launcher, &Version, &Case, Behind) -> Result<Outputs>) -> Vec<Check> {
-    let pairs = versions.iter().flat_map(|version| CASES.iter().map(move |case| (version, case)));
-    let check = |(version, case): (&'static Version, &'static Case)| {
+/// A version, called `name`, on each of the cases.
+fn ladder<V: Sync>(
+    name: &'static str,
+    version: &'static V,
+    cases: impl Iterator<Item = &'static Case>,
+    run: fn(&dyn Launcher, &V, &Case, Behind) -> Result<Outputs>,
+) -> impl Iterator<Item = Check> {
+    cases.map(move |case| {
         let HeadLayout { query, kv, dim } = case.heads;
         let extent = format!("{} of {} tokens, heads {query}:{kv} x {dim}", case.lengths.len(), case.tokens());
         let run = move |launcher: &dyn Launcher, behind| run(launcher, version, case, behind);
-        Check::new(format!("attention {}", version.name), format!("{} ({extent})", case.name), run)
-    };
-    pairs.map(check).collect()
+        Check::new(format!("attention {name}"), format!("{} ({extent})", case.name), run)
+    })
 }
 
 impl Case {

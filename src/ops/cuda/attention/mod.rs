@@ -1,7 +1,9 @@
 //! Causal attention over packed sequences: launches of `kernels/attention/`.
 
+mod backward;
 mod forward;
 
+pub use backward::{BACKWARD, BackwardVersion, attention_backward};
 pub use forward::{FORWARD, attention};
 
 use crate::device::Launch;
