@@ -4,6 +4,7 @@
 pub mod adamw;
 pub mod attention;
 pub mod buffer;
+pub mod classifier;
 pub mod compare;
 pub mod conformance;
 pub mod gemm;
@@ -76,4 +77,5 @@ pub const FAMILIES: &[Family] = &[
     Family { name: "attention", checks: attention::checks },
     Family { name: "adamw", checks: adamw::checks },
     Family { name: "square_sums", checks: square_sums::checks },
+    Family { name: "classifier", checks: classifier::checks },
 ];

@@ -52,7 +52,7 @@ macro_rules! families {
     };
 }
 
-families!(rms_norm, attention, adamw, square_sums);
+families!(rms_norm, attention, adamw, square_sums, classifier);
 
 #[test]
 fn every_family_is_tested() {

@@ -3,6 +3,7 @@
 
 pub mod adamw;
 pub mod attention;
+pub mod classifier;
 pub mod gemm;
 pub mod ladder;
 pub mod params;
