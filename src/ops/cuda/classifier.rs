@@ -70,12 +70,7 @@ const fn slots(threads: u32) -> u32 {
 /// Works through the tokens in chunks of `logits`: logits = hidden · headᵀ, then losses and the logits' gradients in their place, then dhidden and dhead.
 /// `gemm` issues the products on the launcher's stream. Unlike the CPU backend it cannot refuse a target outside of the vocabulary, which is on the device:
 /// the loss of such a token is NaN.
-pub fn classifier(
-    launcher: &dyn Launcher,
-    version: &Version,
-    gemm: &dyn Fn(Gemm) -> Result<()>,
-    op: Classifier,
-) -> Result<()> {
+pub fn classifier(launcher: &dyn Launcher, version: &Version, gemm: &dyn Fn(Gemm) -> Result<()>, op: Classifier) -> Result<()> {
     op.check()?;
     let tokens = op.hidden.shape()[0];
     let (hidden, head, mut logits, mut losses, mut gradients) = (op.hidden, op.head, op.logits, op.losses, op.gradients);
