@@ -44,9 +44,7 @@ __device__ __forceinline__ float largest_of_block(const f32x8 &values) {
     float largest = 0;
 #pragma unroll
     for (int i = 0; i < 8; ++i) largest = maximum(largest, bits_as_float(float_as_bits(values.at[i]) & 0x7fffffff));
-#pragma unroll
-    for (int mask = WARP / 2; mask > 0; mask /= 2) largest = maximum(largest, shuffle_xor(largest, mask));
-    return largest;
+    return warp_max(largest);
 }
 
 // The power of two that makes `largest` 1 to 1.875 after rounding up, at least 2^-126; NaN for what has no such power.

@@ -15,6 +15,8 @@ extern "C" __global__ void __launch_bounds__(256) square_sums_2(const __grid_con
     const uint64_t partial = uint64_t(blockIdx.x) * (blockDim.x / WARP) + threadIdx.x / WARP;
     const uint64_t begin = partial * SQUARE_SUMS_ELEMENTS;
     if (begin >= p.count) return; // a whole warp: nobody waits for it
+    const float *x_gmem = p.x + begin;
+    const uint32_t there = p.count - begin < SQUARE_SUMS_ELEMENTS ? uint32_t(p.count - begin) : SQUARE_SUMS_ELEMENTS;
 
     float squares[4] = {};
 #pragma unroll 1
@@ -22,14 +24,14 @@ extern "C" __global__ void __launch_bounds__(256) square_sums_2(const __grid_con
         vec128 x_rmem[LOADS];
 #pragma unroll
         for (uint32_t load = 0; load < LOADS; ++load) {
-            const uint64_t at = begin + round + (load * WARP + lane) * 4;
+            const uint32_t at = round + (load * WARP + lane) * 4;
             x_rmem[load] = {};
-            if (at + 4 <= p.count) {
-                x_rmem[load] = ld128_stream(p.x + at);
+            if (at + 4 <= there) {
+                x_rmem[load] = ld128_stream(x_gmem + at);
             } else {
 #pragma unroll
                 for (uint32_t i = 0; i < 4; ++i) {
-                    if (at + i < p.count) x_rmem[load].at[i] = float_as_bits(p.x[at + i]);
+                    if (at + i < there) x_rmem[load].at[i] = float_as_bits(x_gmem[at + i]);
                 }
             }
         }

@@ -113,10 +113,13 @@ pub struct Activations {
     pub backward: Option<BackwardScratch>,
 }
 
-/// Rows of the classifier's chunk: as many as keep its logits within 64 MiB, at least 128.
-fn classifier_rows(vocab: usize, capacity: usize) -> usize {
-    const ELEMENTS: usize = 16 << 20;
-    (ELEMENTS / vocab).max(128).min(capacity)
+/// Rows of the classifier's chunk. A GPU (storage in bf16) needs about 2000 to be as fast in the three products as in long ones, so its logits may take 640
+/// MiB, in whole tiles of the products. On a CPU a hundred rows are enough, and 64 MiB.
+fn classifier_rows(storage: DType, vocab: usize, capacity: usize) -> usize {
+    const TILE: usize = 128;
+    let budget = if storage == DType::Bf16 { 640 << 20 } else { 64 << 20 };
+    let rows: usize = budget / (vocab * storage.size());
+    if rows > TILE { (rows / TILE * TILE).min(capacity) } else { TILE.min(capacity) }
 }
 
 impl Activations {
@@ -167,7 +170,7 @@ impl Activations {
             })
         });
         let mlp = mlp.collect::<Result<_>>()?;
-        let rows = classifier_rows(v, t);
+        let rows = classifier_rows(storage, v, t);
         let partials = (RmsNormBackward::PARTIALS * d).max(BiasBackward::PARTIALS * fused * heads.dim);
         let backward = match keep {
             Keep::Nothing => None,
@@ -216,5 +219,25 @@ impl KvCache {
             (0..config.num_hidden_layers).map(|i| arena.tensor(&format!("cache.{what}.{i}"), storage, &shape)).collect()
         };
         Ok(KvCache { keys: cut("keys")?, values: cut("values")? })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn logits_are_long_enough_for_a_gpu_and_within_their_limit() {
+        const LIMIT: usize = (13 << 30) / 10;
+        for (vocab, tokens, hidden) in [(152_064, 16_384, 5120), (151_936, 16_384, 896), (151_936, 1 << 19, 3584)] {
+            let rows = classifier_rows(DType::Bf16, vocab, tokens);
+            assert!(rows >= 2048 && rows.is_multiple_of(128), "{rows} rows of {vocab}");
+            let (logits, gathered, losses) = (rows * vocab * 2, rows * hidden * 2, tokens * 4);
+            assert!(logits + gathered + losses <= LIMIT, "{rows} rows of {vocab}");
+        }
+        assert_eq!(classifier_rows(DType::F32, 152_064, 16_384), 128);
+        assert_eq!(classifier_rows(DType::F32, 2000, 100), 100);
+        assert_eq!(classifier_rows(DType::Bf16, 1 << 20, 7), 7);
+        assert_eq!(classifier_rows(DType::Bf16, 32, 256), 256);
     }
 }

@@ -56,8 +56,11 @@ pub const CASES: [Case; 20] = [
 pub fn checks() -> Vec<Check> {
     let moments = [DType::F32, DType::Bf16, DType::U8];
     let storages = moments.into_iter().flat_map(|moments| {
-        [(true, DType::F32), (true, DType::Bf16), (false, DType::F32), (false, DType::Bf16)]
-            .map(|(exact, grad)| Storage { moments, exact, grad })
+        [(true, DType::F32), (true, DType::Bf16), (false, DType::F32), (false, DType::Bf16)].map(|(exact, grad)| Storage {
+            moments,
+            exact,
+            grad,
+        })
     });
     let check = |version: &'static Version, storage: Storage, case: &'static Case| {
         let Storage { moments, exact, grad } = storage;
@@ -79,8 +82,7 @@ fn run(launcher: &dyn Launcher, version: &Version, storage: Storage, case: &Case
     let (grad, state) = operands(storage, case);
     let grad_buffer = Buffer::new(launcher, behind, "grad", storage.grad, &[n], &grad)?;
     let buffers = STATE.into_iter().zip(&state);
-    let buffers =
-        buffers.map(|(name, (dtype, values))| Buffer::new(launcher, behind, name, *dtype, &[values.len()], values));
+    let buffers = buffers.map(|(name, (dtype, values))| Buffer::new(launcher, behind, name, *dtype, &[values.len()], values));
     let mut buffers = buffers.collect::<Result<Vec<_>>>()?;
     let views = buffers.iter_mut().map(Buffer::view_mut).collect();
     kernels::adamw(launcher, version, op(storage, case, grad_buffer.view(), views))?;

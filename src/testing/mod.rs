@@ -6,6 +6,7 @@ pub mod attention;
 pub mod bias;
 pub mod buffer;
 pub mod cached_attention;
+pub mod classifier;
 pub mod compare;
 pub mod conformance;
 pub mod elementwise;
@@ -88,4 +89,5 @@ pub const FAMILIES: &[Family] = &[
     Family { name: "swiglu", checks: swiglu::checks },
     Family { name: "bias", checks: bias::checks },
     Family { name: "cached_attention", checks: cached_attention::checks },
+    Family { name: "classifier", checks: classifier::checks },
 ];

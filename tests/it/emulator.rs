@@ -52,7 +52,7 @@ macro_rules! families {
     };
 }
 
-families!(rms_norm, attention, adamw, square_sums, elementwise, embedding, rope, swiglu, bias, cached_attention);
+families!(rms_norm, attention, adamw, square_sums, elementwise, embedding, rope, swiglu, bias, cached_attention, classifier);
 
 #[test]
 fn every_family_is_tested() {

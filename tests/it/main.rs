@@ -11,6 +11,7 @@ mod gpu;
 mod inspect_model;
 mod io;
 mod ops;
+mod optimizer;
 mod packing;
 mod tiny_task;
 mod training;

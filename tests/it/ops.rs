@@ -1,6 +1,6 @@
 //! The CPU backend against finite differences and against plain loops in f64.
 
-use limo_engine::ops::cpu::Cpu;
+use limo_engine::ops::cpu::{Cpu, CpuBf16};
 use limo_engine::ops::*;
 use limo_engine::tensor::{DType, Tensor};
 
@@ -20,7 +20,7 @@ fn tensor(seed: u64, shape: &[usize]) -> Tensor {
     Tensor::from_f32(&values(shape.iter().product(), seed, 0.2, 0.6), shape)
 }
 
-fn zeros(shape: &[usize]) -> Tensor {
+pub fn zeros(shape: &[usize]) -> Tensor {
     Tensor::host(DType::F32, shape)
 }
 
@@ -33,7 +33,7 @@ fn dot(a: &[f32], b: &[f32]) -> f64 {
     a.iter().zip(b).map(|(&a, &b)| a as f64 * b as f64).sum()
 }
 
-fn relative_error(a: &[f32], b: &[f32]) -> f64 {
+pub fn relative_error(a: &[f32], b: &[f32]) -> f64 {
     let difference: f64 = a.iter().zip(b).map(|(&a, &b)| (a as f64 - b as f64).powi(2)).sum();
     (difference / b.iter().map(|&b| (b as f64).powi(2)).sum::<f64>()).sqrt()
 }
@@ -468,6 +468,38 @@ fn classifier_loss_and_gradients() {
     }
     check_gradient("classifier hidden", &hidden, dhidden.view().f32(), |x| loss(x, &head));
     check_gradient("classifier head", &head, dhead.view().f32(), |x| loss(&hidden, x));
+}
+
+#[test]
+fn classifier_in_bf16_follows_f32_and_zeroes_what_is_ignored() {
+    let (t, d, v, chunk) = (7, 8, 24, 2);
+    let rounded = |seed, shape: &[usize]| Tensor::from_f32_as_bf16(&values(shape.iter().product(), seed, 0.1, 0.5), shape);
+    let wide = |x: &Tensor| x.view().bf16().iter().map(|x| x.to_f32()).collect::<Vec<_>>();
+    let (hidden, head) = (rounded(1, &[t, d]), rounded(2, &[v, d]));
+    let targets = Tensor::from_i32(&[3, 23, IGNORE, IGNORE, 0, IGNORE, 5], &[t]);
+    let scales = Tensor::from_f32(&values(t, 3, 0.5, 0.2), &[t]);
+    let run = |ops: &dyn Ops, hidden: &Tensor, head: &Tensor, mut dhidden: Tensor, mut logits: Tensor| {
+        let (mut losses, mut dhead) = (poisoned(&[t]), zeros(&[v, d]));
+        let gradients = ClassifierGradients { scales: scales.view(), dhidden: dhidden.view_mut(), dhead: dhead.view_mut() };
+        ops.classifier(Classifier {
+            hidden: hidden.view(),
+            head: head.view(),
+            targets: targets.view(),
+            losses: losses.view_mut(),
+            logits: logits.view_mut(),
+            gradients: Some(gradients),
+        })
+        .unwrap();
+        (losses.view().f32().to_vec(), dhidden, dhead.view().f32().to_vec())
+    };
+    let nan = |shape: &[usize]| Tensor::from_f32_as_bf16(&vec![f32::NAN; shape.iter().product()], shape);
+    let (losses, dhidden, dhead) = run(&CpuBf16, &hidden, &head, nan(&[t, d]), nan(&[chunk, v]));
+    let exact = [Tensor::from_f32(&wide(&hidden), &[t, d]), Tensor::from_f32(&wide(&head), &[v, d])];
+    let expected = run(&Cpu, &exact[0], &exact[1], poisoned(&[t, d]), poisoned(&[chunk, v]));
+    assert!(relative_error(&losses, &expected.0) <= 1e-2);
+    assert!(relative_error(&wide(&dhidden), expected.1.view().f32()) <= 2e-2);
+    assert!(relative_error(&dhead, &expected.2) <= 2e-2);
+    assert!(wide(&dhidden)[2 * d..4 * d].iter().all(|&x| x == 0.0), "an ignored chunk");
 }
 
 #[test]

@@ -15,7 +15,7 @@ pub struct Classifier<'a> {
     pub hidden: View<'a>,
     /// [V, D]
     pub head: View<'a>,
-    /// [T] i32, each in 0..V or IGNORE.
+    /// [T] i32, each in 0..V or IGNORE. The CPU refuses others; on a device their losses are NaN.
     pub targets: View<'a>,
     /// [T] f32, overwritten.
     pub losses: ViewMut<'a>,

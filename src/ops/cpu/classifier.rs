@@ -25,7 +25,7 @@ pub fn classifier(ops: &dyn Ops, op: Classifier) -> Result<()> {
         if targets.iter().all(|&t| t == IGNORE) {
             losses.fill(0.0);
             if let Some(gradients) = &mut gradients {
-                gradients.dhidden.reborrow().into_rows(range).f32().fill(0.0);
+                ops.fill(gradients.dhidden.reborrow().into_rows(range), 0.0)?;
             }
             continue;
         }

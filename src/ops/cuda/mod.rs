@@ -5,6 +5,7 @@ pub mod adamw;
 pub mod attention;
 pub mod bias;
 pub mod cached_attention;
+pub mod classifier;
 pub mod elementwise;
 pub mod embedding;
 pub mod gemm;

@@ -4,6 +4,9 @@ use super::Ptr;
 use bytemuck::{Pod, Zeroable};
 use half::bf16;
 
+/// Rounds of eight logits a thread that stay in shared memory between the passes: 96 KiB of 1024 threads.
+pub const CLASSIFIER_KEPT_ROUNDS: u32 = 6;
+
 /// `classifier_*`: a chunk of rows.
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
