@@ -4,6 +4,7 @@
 //! A family gives its ladders: for each model, a [`Problem`] that any version can be issued on. `limo-engine bench`,
 //! `benches/kernels.rs` and `docs/kernels.md` all run over the same ladders.
 
+mod attention;
 pub mod ceilings;
 pub mod dry;
 pub mod models;
@@ -87,7 +88,7 @@ pub struct Bench {
     pub ladders: fn() -> Vec<Ladder>,
 }
 
-pub const BENCHES: [Bench; 3] = [
+pub const BENCHES: [Bench; 4] = [
     Bench { name: "ceilings", about: "the copy and the product that all others are a share of", ladders: Vec::new },
     Bench {
         name: "products",
@@ -95,6 +96,7 @@ pub const BENCHES: [Bench; 3] = [
         ladders: products::ladders,
     },
     Bench { name: "rms_norm", about: "fused residual addition and RMSNorm", ladders: rms_norm::ladders },
+    Bench { name: "attention", about: "causal attention over packed sequences", ladders: attention::ladders },
 ];
 
 /// The benchmarks of these names, or all of them, in the order of [`BENCHES`]. "rmsnorm" and "rms-norm" are "rms_norm".
