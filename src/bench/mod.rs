@@ -4,6 +4,7 @@
 //! A family gives its ladders: for each model, a [`Problem`] that any version can be issued on. `limo-engine bench`,
 //! `benches/kernels.rs` and `docs/kernels.md` all run over the same ladders.
 
+mod attention;
 pub mod ceilings;
 pub mod dry;
 pub mod models;
@@ -27,6 +28,7 @@ use models::Model;
 use problem::{Device, Problem};
 use report::{Measurement, Speed};
 use serde::Serialize;
+use std::ops::Range;
 
 /// What bounds an op on a GPU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -87,7 +89,7 @@ pub struct Bench {
     pub ladders: fn() -> Vec<Ladder>,
 }
 
-pub const BENCHES: [Bench; 3] = [
+pub const BENCHES: [Bench; 4] = [
     Bench { name: "ceilings", about: "the copy and the product that all others are a share of", ladders: Vec::new },
     Bench {
         name: "products",
@@ -95,6 +97,7 @@ pub const BENCHES: [Bench; 3] = [
         ladders: products::ladders,
     },
     Bench { name: "rms_norm", about: "fused residual addition and RMSNorm", ladders: rms_norm::ladders },
+    Bench { name: "attention", about: "causal attention over packed sequences", ladders: attention::ladders },
 ];
 
 /// The benchmarks of these names, or all of them, in the order of [`BENCHES`]. "rmsnorm" and "rms-norm" are "rms_norm".
@@ -109,43 +112,71 @@ pub fn select(names: &[String]) -> Result<Vec<&'static Bench>> {
     Ok(BENCHES.iter().filter(chosen).collect())
 }
 
-/// Gives `each` line as soon as it is known.
+/// What is asked for.
+pub struct Chosen {
+    pub benches: Vec<&'static Bench>,
+    pub models: Vec<&'static Model>,
+    /// Only the versions that ship.
+    pub shipped: bool,
+}
+
+impl Chosen {
+    fn ladders(&self) -> Vec<Ladder> {
+        self.benches.iter().flat_map(|bench| (bench.ladders)()).collect()
+    }
+
+    /// Indices of the versions of a ladder.
+    fn versions(&self, ladder: &Ladder) -> Range<usize> {
+        let count = ladder.versions.len();
+        if self.shipped { count - 1..count } else { 0..count }
+    }
+}
+
+/// Takes each line as soon as it is known.
 type Tell<'a> = &'a mut dyn FnMut(Measurement) -> Result<()>;
 
 /// Verifies every version, then times it at the shapes of `models`.
-pub fn time(driver: &Driver, benches: &[&Bench], models: &[&'static Model], tell: Tell) -> Result<()> {
+pub fn time(driver: &Driver, chosen: &Chosen, tell: Tell) -> Result<()> {
     let cublaslt = CublasLt::new(driver);
     let gemm = |op: Gemm| match &cublaslt {
         Ok(cublaslt) => cublaslt.gemm(driver, op),
         Err(error) => Err(error.clone()),
     };
     let device = Device { launcher: driver, gemm: &gemm };
-    let ladders: Vec<Ladder> = benches.iter().flat_map(|bench| (bench.ladders)()).collect();
+    let ladders = chosen.ladders();
     // Without cuBLASLt only what is bound by memory can be told as a share.
     let needed = ladders.is_empty() || ladders.iter().any(|ladder| ladder.ceiling == Ceiling::Product);
     let product = if needed { Some(cublaslt.as_ref().map_err(Error::clone)?) } else { None };
     let ceilings = Ceilings::measure(driver, product, tell)?;
     for ladder in &ladders {
-        for version in 0..ladder.versions.len() {
+        let versions = chosen.versions(ladder);
+        for version in versions.clone() {
             ladder.verify(driver, version)?;
         }
-        for model in models {
-            time_problem(device, ladder, model, &ceilings, tell)?;
+        for model in &chosen.models {
+            time_problem(device, ladder, versions.clone(), model, &ceilings, tell)?;
         }
     }
     Ok(())
 }
 
 /// A problem that does not fit this GPU is told without a speed.
-fn time_problem(device: Device, ladder: &Ladder, model: &'static Model, ceilings: &Ceilings, tell: Tell) -> Result<()> {
+fn time_problem(
+    device: Device,
+    ladder: &Ladder,
+    mut versions: Range<usize>,
+    model: &'static Model,
+    ceilings: &Ceilings,
+    tell: Tell,
+) -> Result<()> {
     let mut problem = match ladder.problem(device, model) {
         Err(error) if error.kind == Kind::DoesNotFit => {
             let line = |version| ladder.line(version, model.name, "does not fit this GPU".to_string(), None);
-            return (0..ladder.versions.len()).try_for_each(|version| tell(line(version)));
+            return versions.try_for_each(|version| tell(line(version)));
         }
         problem => problem?,
     };
-    for version in 0..ladder.versions.len() {
+    for version in versions {
         let timing = timing::time(device.launcher, |i| problem.issue(version, i))?;
         let speed = Speed::new(timing, problem.cost).against(ladder.ceiling, ceilings);
         tell(ladder.line(version, model.name, problem.shape.clone(), Some(speed)))?;
@@ -154,9 +185,9 @@ fn time_problem(device: Device, ladder: &Ladder, model: &'static Model, ceilings
 }
 
 /// Verifies every version on a launcher that is not worth timing.
-pub fn verify(launcher: &dyn Launcher, benches: &[&Bench], tell: Tell) -> Result<()> {
-    for ladder in benches.iter().flat_map(|bench| (bench.ladders)()) {
-        for version in 0..ladder.versions.len() {
+pub fn verify(launcher: &dyn Launcher, chosen: &Chosen, tell: Tell) -> Result<()> {
+    for ladder in chosen.ladders() {
+        for version in chosen.versions(&ladder) {
             match ladder.verify(launcher, version)? {
                 0 => {}
                 cases => tell(ladder.line(version, "-", format!("{cases} cases"), None))?,
@@ -174,15 +205,15 @@ pub struct Listed {
     pub launches: Vec<Noted>,
 }
 
-/// The launches of every version at the shapes of `models`, found without a GPU.
-pub fn list(benches: &[&Bench], models: &[&'static Model]) -> Result<Vec<Listed>> {
+/// The launches of every version at every shape, found without a GPU.
+pub fn list(chosen: &Chosen) -> Result<Vec<Listed>> {
     let dry = Dry::default();
     let device = Device { launcher: &dry, gemm: &|op| op.check() };
     let mut listed = Vec::new();
-    for ladder in benches.iter().flat_map(|bench| (bench.ladders)()) {
-        for model in models {
+    for ladder in chosen.ladders() {
+        for model in &chosen.models {
             let mut problem = ladder.problem(device, model)?;
-            for version in 0..ladder.versions.len() {
+            for version in chosen.versions(&ladder) {
                 dry.take();
                 problem.issue(version, 0)?;
                 let line = ladder.line(version, model.name, problem.shape.clone(), None);
@@ -203,10 +234,6 @@ pub fn commit() -> String {
 mod tests {
     use super::*;
     use models::MODELS;
-
-    fn all_models() -> Vec<&'static Model> {
-        MODELS.iter().collect()
-    }
 
     #[test]
     fn names_select_benchmarks_and_unknown_ones_are_listed() {
@@ -233,8 +260,8 @@ mod tests {
     /// At full size: the wrappers accept every shape, and no launch is one that a GPU since sm_80 would refuse.
     #[test]
     fn every_problem_is_issued_without_a_gpu() {
-        let benches = select(&[]).unwrap();
-        let listed = list(&benches, &all_models()).unwrap();
+        let everything = Chosen { benches: select(&[]).unwrap(), models: MODELS.iter().collect(), shipped: false };
+        let listed = list(&everything).unwrap();
         assert!(listed.len() >= 30, "{} lines", listed.len());
         for Listed { line, launches } in &listed {
             assert!(line.bench == "products" || !launches.is_empty(), "{line:?} launches nothing");

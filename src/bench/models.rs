@@ -1,6 +1,7 @@
 //! The shapes that benchmarks run at: one micro-batch of the Qwen2.5 models.
 
 use crate::ops::HeadLayout;
+use serde::Serialize;
 
 /// Tokens of a micro-batch.
 pub const TOKENS: usize = 16384;
@@ -9,7 +10,7 @@ pub const TOKENS: usize = 16384;
 pub const CLASSIFIER_ROWS: usize = 4096;
 
 /// What a model's kernels see of it.
-#[derive(Debug)]
+#[derive(Debug, Serialize)]
 pub struct Model {
     pub name: &'static str,
     /// D

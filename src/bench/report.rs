@@ -2,6 +2,7 @@
 
 use super::Ceiling;
 use super::ceilings::Ceilings;
+use super::models::{MODELS, Model, TOKENS};
 use super::timing::Timing;
 use crate::ops::Cost;
 use serde::Serialize;
@@ -82,7 +83,18 @@ pub struct Report {
     pub limo_engine: &'static str,
     pub commit: String,
     pub device: String,
+    /// Tokens of a micro-batch.
+    pub tokens: usize,
+    pub models: &'static [Model],
     pub results: Vec<Measurement>,
+}
+
+impl Report {
+    /// A run without results yet.
+    pub fn new(device: String) -> Self {
+        let (limo_engine, commit) = (env!("CARGO_PKG_VERSION"), super::commit());
+        Report { limo_engine, commit, device, tokens: TOKENS, models: &MODELS, results: Vec::new() }
+    }
 }
 
 /// The measurements as one aligned table.

@@ -2,9 +2,9 @@
 
 use super::device::{KernelDevice, open_emulator, open_gpu};
 use super::say;
-use crate::bench::models::{MODELS, Model};
+use crate::bench::models::MODELS;
 use crate::bench::report::{Report, aligned, table};
-use crate::bench::{self, BENCHES, Bench, Listed, commit, select};
+use crate::bench::{self, BENCHES, Chosen, Listed};
 use crate::device::Launcher;
 use crate::device::gpu::visible_devices;
 use crate::error::{Error, Result, write_error};
@@ -25,6 +25,9 @@ pub struct BenchArgs {
     /// Only the shapes of this model; may be repeated
     #[arg(long, value_parser = PossibleValuesParser::new(MODELS.map(|model| model.name)))]
     model: Vec<String>,
+    /// Only the versions that ship
+    #[arg(long)]
+    shipped: bool,
     /// Show the launches of every version and shape, and run nothing
     #[arg(long)]
     list: bool,
@@ -41,27 +44,26 @@ fn names() -> String {
 }
 
 pub fn run(args: BenchArgs) -> Result<()> {
-    let benches = select(&args.names)?;
-    let chosen = |model: &&Model| args.model.is_empty() || args.model.iter().any(|name| name == model.name);
-    let models: Vec<&'static Model> = MODELS.iter().filter(chosen).collect();
+    let models = MODELS.iter().filter(|model| args.model.is_empty() || args.model.iter().any(|name| name == model.name));
+    let chosen = Chosen { benches: bench::select(&args.names)?, models: models.collect(), shipped: args.shipped };
     let json = args.json.as_deref();
     match args.device {
-        _ if args.list => list(&benches, &models, json),
-        KernelDevice::Emulator => verify(&benches, json),
+        _ if args.list => list(&chosen, json),
+        KernelDevice::Emulator => verify(&chosen, json),
         KernelDevice::Auto if visible_devices()? == 0 => {
             Err(Error::usage("no GPU is visible, and benchmarks time kernels on a GPU")
                 .help("`limo-engine doctor` says what is missing; --device emulator checks the kernels without timing them"))
         }
-        KernelDevice::Auto | KernelDevice::Cuda => time(&benches, &models, json),
+        KernelDevice::Auto | KernelDevice::Cuda => time(&chosen, json),
     }
 }
 
-fn time(benches: &[&Bench], models: &[&'static Model], json: Option<&Path>) -> Result<()> {
+fn time(chosen: &Chosen, json: Option<&Path>) -> Result<()> {
     let driver = open_gpu()?;
     let mut report = start(driver.device())?;
     // What runs for minutes may be stopped: a file is written again after each line. A pipe gets one document, at the end.
     let kept = json.filter(|path| path.is_file() || !path.exists());
-    bench::time(&driver, benches, models, &mut |line| {
+    bench::time(&driver, chosen, &mut |line| {
         let time = line.speed.map_or("not timed".to_string(), |speed| format!("{:.4} ms", speed.milliseconds));
         say!("{} {}, {}, {}: {time}", line.bench, line.version, line.model, line.shape)?;
         report.results.push(line);
@@ -71,11 +73,11 @@ fn time(benches: &[&Bench], models: &[&'static Model], json: Option<&Path>) -> R
     json.map_or(Ok(()), |path| write_json(path, &report))
 }
 
-fn verify(benches: &[&Bench], json: Option<&Path>) -> Result<()> {
+fn verify(chosen: &Chosen, json: Option<&Path>) -> Result<()> {
     let emulator = open_emulator()?;
     let mut report = start(emulator.device())?;
     say!("case tables, checked and not timed: speed on the emulator says nothing about a GPU")?;
-    bench::verify(&emulator, benches, &mut |line| {
+    bench::verify(&emulator, chosen, &mut |line| {
         report.results.push(line);
         Ok(())
     })?;
@@ -84,13 +86,13 @@ fn verify(benches: &[&Bench], json: Option<&Path>) -> Result<()> {
 }
 
 fn start(device: String) -> Result<Report> {
-    let report = Report { limo_engine: env!("CARGO_PKG_VERSION"), commit: commit(), device, results: Vec::new() };
+    let report = Report::new(device);
     say!("limo-engine {}, commit {}, on {}", report.limo_engine, report.commit, report.device)?;
     Ok(report)
 }
 
-fn list(benches: &[&Bench], models: &[&'static Model], json: Option<&Path>) -> Result<()> {
-    let listed = bench::list(benches, models)?;
+fn list(chosen: &Chosen, json: Option<&Path>) -> Result<()> {
+    let listed = bench::list(chosen)?;
     let mut rows = vec![["model", "shape", "version", "kernel", "grid", "threads", "shared bytes"].map(String::from)];
     for Listed { line, launches } in &listed {
         rows.extend(launches.iter().map(|launch| {

@@ -21,6 +21,9 @@ use std::path::{Path, PathBuf};
 pub struct SelftestArgs {
     #[arg(value_name = "TABLE", help = format!("Tables to run: {}. Default: all", known_tables().join(", ")))]
     tables: Vec<String>,
+    /// Print the names of the tables, and run nothing
+    #[arg(long)]
+    list: bool,
     #[arg(long, value_enum, default_value_t = KernelDevice::Auto)]
     device: KernelDevice,
     /// Write every case with its verdict as JSON
@@ -32,6 +35,9 @@ pub struct SelftestArgs {
 }
 
 pub fn run(args: SelftestArgs) -> Result<()> {
+    if args.list {
+        return say!("{}", known_tables().join("\n"));
+    }
     let (device, outcomes) = match args.device {
         KernelDevice::Cuda => on_gpu(&args)?,
         KernelDevice::Auto if visible_devices()? > 0 => on_gpu(&args)?,

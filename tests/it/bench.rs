@@ -99,10 +99,11 @@ fn queue(state: &Path, binary: &Path, minutes: &str, arguments: &[&str]) -> Outp
     command.env("STATE", state).env("LIMO", binary).env("MINUTES", minutes).env("OUT", state).output().unwrap()
 }
 
-/// A stand-in for the binary that notes what it was asked to do.
+/// A stand-in for the binary that notes what it was asked to do, and has two case tables.
 fn stand_in(folder: &Path, exit: i32) -> PathBuf {
     let path = folder.join(format!("limo-{exit}"));
-    let body = format!("#!/bin/sh\necho \"$@\" >>{}\nexit {exit}\n", folder.join("calls").display());
+    let list = "[ \"$2\" != --list ] || echo conformance rms_norm | tr ' ' '\\n'";
+    let body = format!("#!/bin/sh\necho \"$@\" >>{}\n{list}\nexit {exit}\n", folder.join("calls").display());
     std::fs::write(&path, body).unwrap();
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
     path
@@ -128,28 +129,50 @@ fn the_queue_continues_where_it_stopped() {
 
     let output = queue(&state, &limo, "0", &[]);
     assert_eq!(output.status.code(), Some(75), "no time: everything is left");
-    assert!(text(&output.stdout).contains("left for the next run: start ceilings conformance"), "{output:?}");
+    assert!(text(&output.stdout).contains("left for the next run: start conformance selftest"), "{output:?}");
     assert_eq!(calls(), "");
 
-    let output = queue(&state, &limo, "9", &["ceilings", "rmsnorm"]);
+    let output = queue(&state, &limo, "9", &["conformance", "bench"]);
     assert!(output.status.success(), "{output:?}");
-    let (state_name, calls_made) = (state.display(), calls());
-    let expected = format!(
-        "bench ceilings --device cuda --json {state_name}/results/ceilings.json\n\
-         bench rmsnorm --device cuda --json {state_name}/results/rmsnorm.json\n"
-    );
-    assert_eq!(calls_made, expected);
+    let state_name = state.display();
+    let conformance = format!("selftest conformance --device cuda --record {state_name}/records\n");
+    let bench = |name: &str| format!("bench {name} --device cuda --json {state_name}/results/bench-{name}.json\n");
+    assert_eq!(calls(), format!("{conformance}selftest --list\n{}{}", bench("ceilings"), bench("rms_norm")));
 
-    // Two steps are done; the third would need two minutes of the three, and the rest does not fit.
+    // Two steps are done, and nothing else fits; a part that is done is not run again.
     let output = queue(&state, &limo, "0", &[]);
     let table = text(&output.stdout);
-    assert!(table.contains("ceilings     passed") && table.contains("conformance  not run"), "{table}");
-    assert!(table.contains("left for the next run: start conformance selftest"), "{table}");
+    assert!(table.contains("conformance  passed") && table.contains("selftest     not run"), "{table}");
+    assert!(table.contains("left for the next run: start selftest memcheck"), "{table}");
     assert!(state.join("log.txt").exists(), "results are copied to OUT");
+    std::fs::remove_file(state.join("parts/bench-rms_norm")).unwrap();
+    std::fs::write(folder.path().join("calls"), "").unwrap();
+    assert!(queue(&state, &limo, "9", &["bench"]).status.success());
+    assert_eq!(calls(), format!("selftest --list\n{}", bench("rms_norm")));
 
-    let output = queue(&state, &stand_in(folder.path(), 3), "9", &["ceilings"]);
+    let output = queue(&state, &stand_in(folder.path(), 3), "9", &["conformance"]);
     assert_eq!(output.status.code(), Some(1), "a step that fails is a failure");
-    assert!(text(&output.stdout).contains("ceilings     FAILED"));
+    assert!(text(&output.stdout).contains("conformance  FAILED"));
+}
+
+#[test]
+fn runs_follow_each_other_only_within_their_limits() {
+    let folder = tempfile::tempdir().unwrap();
+    let metrics = |name: &str, losses: &[&str]| {
+        let line = |loss: &&str| format!("{{\"step\": 1, \"loss\": {loss}, \"grad_norm\": 1.0}}\n");
+        let path = folder.path().join(name);
+        std::fs::write(&path, losses.iter().map(line).collect::<String>() + "{\"step\": 1, \"eval_loss\": 9}\n").unwrap();
+        path
+    };
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tools/gpu/follows.py");
+    let cpu = metrics("cpu", &["2.0", "1.5"]);
+    for (losses, follows) in
+        [(&["2.01", "1.49"][..], true), (&["2.0", "1.6"], false), (&["2.0", "NaN"], false), (&["2.0"], false)]
+    {
+        let run = Command::new("python3").arg(&script).args([&cpu, &metrics("cuda", losses)]).output();
+        let Ok(output) = run else { return eprintln!("skipped: 1 test, no python3") };
+        assert_eq!(output.status.success(), follows, "{losses:?}: {output:?}");
+    }
 }
 
 #[test]

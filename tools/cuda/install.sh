@@ -6,7 +6,7 @@ cd "$(dirname "$0")/../.."
 folder=${1:-.cuda}
 python3 -m pip install --quiet --disable-pip-version-check --upgrade --target "$folder" \
     'nvidia-cuda-nvcc==13.0.*' 'nvidia-cuda-crt==13.0.*' 'nvidia-nvvm==13.0.*' \
-    'nvidia-cuda-runtime==13.0.*' 'nvidia-cuda-cccl==13.0.*' nvidia-cuda-cuobjdump nvidia-cuda-nvdisasm
+    'nvidia-cuda-runtime==13.0.*' 'nvidia-cuda-cccl==13.0.*' 'nvidia-cuda-cuobjdump==13.5.*' 'nvidia-cuda-nvdisasm==13.5.*'
 "$folder/nvidia/cu13/bin/nvcc" --version | tail -n 2
 touch build.rs # so that the next build looks for nvcc again
 case $folder in

@@ -10,7 +10,8 @@
 # OUT       results are copied here at the end, if it is set
 # MINUTES   no step starts that could end later than this       (9)
 #
-# Exit code: 0 all done, 1 a step failed, 75 steps are left: run it again.
+# Exit code: 0 all done, 1 a step failed, 75 steps are left: run it again. Long steps are made of parts; one that runs out of time goes on with
+# its next part when it is run again.
 set -euo pipefail
 self=$(realpath "${BASH_SOURCE[0]}")
 cd "$(dirname "$self")/../.."
@@ -20,7 +21,8 @@ STATE=${STATE:-target/gpu-queue}
 MINUTES=${MINUTES:-9}
 
 # step:seconds
-STEPS=(start:60 ceilings:120 conformance:120 selftest:240 memcheck:420 racecheck:420 initcheck:420 synccheck:420 rmsnorm:240 peers:500)
+STEPS=(start:60 conformance:120 selftest:480 memcheck:480 racecheck:480 initcheck:480 synccheck:480
+    training:300 repeat:240 bench:480 cust:60 peers:500)
 
 start() {
     local libraries
@@ -30,45 +32,100 @@ start() {
     nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader || echo "nvidia-smi does not run here"
     "$LIMO" doctor
 }
-ceilings() { "$LIMO" bench ceilings --device cuda --json "$RESULTS/ceilings.json"; }
 conformance() {
+    mkdir -p "$STATE/records"
     "$LIMO" selftest conformance --device cuda --record "$STATE/records"
     tar -cf "$RESULTS/records.tar" -C "$STATE" records
 }
-selftest() { LIMO_REQUIRE_GPU=1 "$LIMO" selftest --device cuda --json "$RESULTS/selftest.json"; }
-# The launcher asks for a parameter past the last, which must fail; our own code checks every status.
-memcheck() { sanitize memcheck --report-api-errors no; }
-racecheck() { sanitize racecheck; }
-initcheck() { sanitize initcheck; }
-synccheck() { sanitize synccheck; }
-rmsnorm() { "$LIMO" bench rmsnorm --device cuda --json "$RESULTS/rmsnorm.json"; }
-peers() { python3 tools/compare/rms_norm.py --limo "$LIMO" --json "$RESULTS/peers.json"; }
 
-sanitize() { compute-sanitizer --tool "$@" --error-exitcode 9 "$LIMO" selftest --device cuda; }
+tables() { "$LIMO" selftest --list; }
+selftest() { parts selftest "$(tables)"; }
+part_selftest() { LIMO_REQUIRE_GPU=1 "$LIMO" selftest "$1" --device cuda --json "$RESULTS/selftest-$1.json"; }
+
+# The launcher asks for a parameter past the last, which must fail; our own code checks every status.
+memcheck() { parts memcheck "$(tables)"; }
+part_memcheck() { sanitize memcheck "$1" --report-api-errors no; }
+racecheck() { parts racecheck "$(tables)"; }
+part_racecheck() { sanitize racecheck "$1"; }
+initcheck() { parts initcheck "$(tables)"; }
+part_initcheck() { sanitize initcheck "$1"; }
+synccheck() { parts synccheck "$(tables)"; }
+part_synccheck() { sanitize synccheck "$1"; }
+sanitize() { compute-sanitizer --tool "$1" "${@:3}" --error-exitcode 9 "$LIMO" selftest "$2" --device cuda; }
+
+# Ten steps of a small model (heads of 64, two layers) on the GPU and on the CPU in bf16: the losses must follow each other.
+training() {
+    train cpu --device cpu --dtype bf16
+    train cuda --device cuda
+    python3 tools/gpu/follows.py "$STATE"/runs/{cpu,cuda}/metrics.jsonl | tee "$RESULTS/training.txt"
+}
+# The same on the GPU twice: every exported byte must be the same.
+repeat() {
+    train cuda --device cuda
+    train again --device cuda
+    for file in "$STATE"/runs/cuda/model/*.safetensors; do
+        cmp "$file" "$STATE/runs/again/model/${file##*/}"
+    done
+    echo "two runs exported the same bytes" | tee "$RESULTS/repeat.txt"
+}
+train() {
+    mkdir -p "$STATE/runs"
+    sed -e 's/"hidden_size": [0-9]*/"hidden_size": 128/' -e 's/"num_hidden_layers": [0-9]*/"num_hidden_layers": 2/' \
+        -e 's/"num_attention_heads": [0-9]*/"num_attention_heads": 2/' configs/tiny/config.json >"$STATE/runs/model.json"
+    "$LIMO" train configs/tiny.toml --overwrite "${@:2}" -s model.config="$STATE/runs/model.json" -s train.max_steps=10 \
+        -s samples.n=0 -s output.dir="$STATE/runs/$1"
+}
+
+bench() { parts bench "ceilings $(tables | grep -v conformance)"; }
+part_bench() { "$LIMO" bench "$1" --device cuda --json "$RESULTS/bench-$1.json"; }
+cust() { "${LIMO%/*}/cust_interop"; }
+peers() { parts peers "rms_norm swiglu rope attention adamw classifier"; }
+part_peers() { python3 tools/compare/peers.py "$1" --limo "$LIMO" --json "$RESULTS/peers-$1.json"; }
+
+# Runs part_STEP for each name that is not done yet.
+parts() {
+    local name
+    mkdir -p "$STATE/parts"
+    for name in $2; do
+        [[ -e $STATE/parts/$1-$name ]] && continue
+        echo "-- $1 $name"
+        "part_$1" "$name"
+        touch "$STATE/parts/$1-$name"
+    done
+}
 
 pack() {
     local commit
     commit=$(git rev-parse --short HEAD)
     git diff --quiet HEAD || commit+=-modified
-    LIMO_COMMIT=$commit LIMO_REQUIRE_CUDA=1 cargo build --release
+    export LIMO_COMMIT=$commit LIMO_REQUIRE_CUDA=1
+    cargo build --release
+    tools/cust/build.sh --release
     mkdir -p "$(dirname "$LIMO")"
     strip -o "$LIMO" target/release/limo-engine
+    strip -o "${LIMO%/*}/cust_interop" target/release/examples/cust_interop
     # A machine with an older C library than this cannot start the binary.
     echo "$LIMO: $(du -h "$LIMO" | cut -f1), commit $commit," \
         "needs $(objdump -T "$LIMO" | grep -o 'GLIBC_[0-9.]*' | sort -Vu | tail -n 1)"
 }
 
-# Runs one step with its time limit, output to the screen and to a log.
+# Runs one step with its time limit, output to the screen and to a log. A step that ran out of time is neither passed nor failed.
 run_step() {
-    local name=$1 seconds=$2 began=$SECONDS verdict
+    local name=$1 seconds=$2 began=$SECONDS verdict=passed code=0
     echo "== $name"
-    if timeout "$seconds" "$self" --step "$name" 2>&1 | tee "$STATE/logs/$name.txt"; then
-        verdict=passed
-    else
+    timeout "$seconds" "$self" --step "$name" 2>&1 | tee "$STATE/logs/$name.txt" || code=$?
+    rm -f "$STATE"/{passed,FAILED,unfinished}/"$name"
+    case $code in
+    0) ;;
+    124)
+        verdict=unfinished
+        left+=("$name")
+        ;;
+    *)
         verdict=FAILED
         failures=$((failures + 1))
-    fi
-    rm -f "$STATE"/{passed,FAILED}/"$name"
+        ;;
+    esac
     echo "$verdict $((SECONDS - began)) s" >"$STATE/$verdict/$name"
 }
 
@@ -107,7 +164,7 @@ if [[ ! -x $LIMO ]]; then
     exit 2
 fi
 export LIMO STATE
-mkdir -p "$STATE"/{passed,FAILED,logs,results}
+mkdir -p "$STATE"/{passed,FAILED,unfinished,logs,results}
 failures=0
 left=()
 for entry in "${chosen[@]:-${STEPS[@]}}"; do
@@ -128,8 +185,8 @@ fi
 echo
 for entry in "${STEPS[@]}"; do
     name=${entry%%:*}
-    verdict=$(cat "$STATE/FAILED/$name" 2>/dev/null || cat "$STATE/passed/$name" 2>/dev/null || echo "not run")
-    printf '%-12s %s\n' "$name" "$verdict"
+    verdict=$(cat "$STATE"/{FAILED,unfinished,passed}/"$name" 2>/dev/null || true)
+    printf '%-12s %s\n' "$name" "${verdict:-not run}"
 done
 if ((failures > 0)); then
     exit 1

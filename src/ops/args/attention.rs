@@ -6,7 +6,7 @@ use crate::tensor::{DType, View, ViewMut};
 
 /// How the heads of a fused projection lie side by side: Q query heads, then K key heads, then K value heads, each `dim` wide.
 /// Query head q reads key/value head q / (Q/K).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 pub struct HeadLayout {
     pub query: usize,
     pub kv: usize,
