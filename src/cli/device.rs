@@ -4,10 +4,10 @@ use crate::device::driver::Driver;
 use crate::device::emulator::Emulator;
 use crate::device::gpu::visible_devices;
 use crate::device::images::images;
-use crate::device::libraries::CUBLASLT;
 use crate::error::{Error, Result};
 use crate::ops::Ops;
 use crate::ops::cpu::{Cpu, CpuBf16};
+use crate::ops::cuda::Cuda;
 use clap::ValueEnum;
 
 /// What runs the model
@@ -46,12 +46,8 @@ impl DeviceChoice {
             (_, Some(Storage::F32)) => {
                 Err(Error::usage("--dtype f32: the CUDA kernels store bf16").help("leave --dtype out, or pass --device cpu"))
             }
-            (DeviceChoice::Emulator, _) => Err(unfinished("--device emulator:")),
-            (DeviceChoice::Auto | DeviceChoice::Cuda, _) => {
-                open_gpu()?;
-                CUBLASLT.find()?;
-                Err(unfinished("--device cuda:"))
-            }
+            (DeviceChoice::Emulator, _) => Ok(Box::new(Cuda::emulated(Emulator::plain(0)?))),
+            (DeviceChoice::Auto | DeviceChoice::Cuda, _) => Ok(Box::new(Cuda::on_gpu(open_gpu()?)?)),
         }
     }
 }
@@ -75,11 +71,4 @@ pub fn open_gpu() -> Result<Driver> {
 /// The kernels of this binary on the CPU, with every access checked.
 pub fn open_emulator() -> Result<Emulator> {
     Emulator::checked(0)
-}
-
-fn unfinished(what: &str) -> Error {
-    Error::usage(format!(
-        "{what} this version runs whole models on the CPU only; its CUDA kernels run under `bench` and `selftest`"
-    ))
-    .help("pass --device cpu")
 }

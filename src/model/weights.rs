@@ -3,7 +3,7 @@
 use super::layout::{Block, BlockLayout, Layout, Part, Role};
 use crate::error::{Error, Result};
 use crate::io::Checkpoint;
-use crate::ops::Ops;
+use crate::ops::{Master, Ops};
 use crate::tensor::{Arena, DType, Tensor, View};
 use half::bf16;
 use std::ops::Range;
@@ -38,7 +38,7 @@ pub struct ResidentWeights {
     layout: Arc<Layout>,
     /// A flat buffer a block, in the backend's storage type.
     pub blocks: Vec<Tensor>,
-    /// Beside bf16 blocks that are trained: the lower halves of their f32 masters, see [`Master::Remainder`](crate::ops::Master::Remainder).
+    /// Beside bf16 blocks that are trained: the lower halves of their f32 masters, see [`Master::Remainder`].
     pub remainders: Option<Vec<Tensor>>,
 }
 
@@ -75,7 +75,7 @@ impl ResidentWeights {
                     match &mut self.remainders {
                         None => upload_f32(ops, &values, out)?,
                         Some(remainders) => {
-                            let (weights, remainder): (Vec<u16>, Vec<u16>) = values.iter().map(|&v| split(v)).unzip();
+                            let (weights, remainder): (Vec<bf16>, Vec<u16>) = values.iter().map(|&v| Master::split(v)).unzip();
                             ops.upload(bytemuck::cast_slice(&weights), out)?;
                             let out = remainders[index].view_mut().into_rows(range);
                             ops.upload(bytemuck::cast_slice(&remainder), out)?;
@@ -127,11 +127,11 @@ impl ResidentWeights {
                 match &self.remainders {
                     None => out.copy_from_slice(&download_f32(ops, weights)?),
                     Some(remainders) => {
-                        let mut halves = [vec![0u16; range.len()], vec![0u16; range.len()]];
-                        ops.download(weights, bytemuck::cast_slice_mut(&mut halves[0]))?;
-                        ops.download(remainders[index].view().rows(range), bytemuck::cast_slice_mut(&mut halves[1]))?;
-                        let pairs = halves[0].iter().zip(&halves[1]);
-                        out.iter_mut().zip(pairs).for_each(|(out, (&weight, &rest))| *out = joined(weight, rest));
+                        let (mut upper, mut lower) = (vec![bf16::ZERO; range.len()], vec![0u16; range.len()]);
+                        ops.download(weights, bytemuck::cast_slice_mut(&mut upper))?;
+                        ops.download(remainders[index].view().rows(range), bytemuck::cast_slice_mut(&mut lower))?;
+                        let halves = upper.into_iter().zip(lower);
+                        out.iter_mut().zip(halves).for_each(|(out, (upper, lower))| *out = Master::join(upper, lower));
                     }
                 }
                 return Ok(());
@@ -153,17 +153,6 @@ impl WeightSource for ResidentWeights {
 /// A flat buffer a block.
 fn flat(arena: &mut Arena, layout: &Layout, what: &str, dtype: DType) -> Result<Vec<Tensor>> {
     layout.blocks.iter().map(|b| arena.tensor(&format!("{what}.{:?}", b.block), dtype, &[b.elements])).collect()
-}
-
-/// The bits of a bf16 weight and of its remainder, which are `master` exactly.
-fn split(master: f32) -> (u16, u16) {
-    let (high, rest) = ((master.to_bits() >> 16) as u16, master.to_bits() as u16);
-    (high.wrapping_add(rest >> 15), rest)
-}
-
-/// What [`split`] took apart.
-fn joined(weight: u16, rest: u16) -> f32 {
-    f32::from_bits(u32::from(weight.wrapping_sub(rest >> 15)) << 16 | u32::from(rest))
 }
 
 /// Uploads f32 values in the storage type of `out`.
@@ -191,28 +180,4 @@ pub fn download_f32(ops: &dyn Ops, x: View) -> Result<Vec<f32>> {
         other => return Err(Error::internal(format!("{other} elements were read as weights"))),
     }
     Ok(values)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::{joined, split};
-    use half::bf16;
-
-    #[test]
-    fn weight_and_remainder_are_the_master_exactly_and_the_weight_is_the_nearest() {
-        let mut bits = 1u32;
-        for case in 0..1_000_000u32 {
-            // Every exponent and sign, and the places around a tie.
-            bits = bits.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            let bits =
-                if case % 4 == 0 { bits & 0xffff_0000 | [0x7fff, 0x8000, 0x8001, 0][case as usize / 4 % 4] } else { bits };
-            let master = f32::from_bits(bits);
-            let (weight, rest) = split(master);
-            assert_eq!(joined(weight, rest).to_bits(), bits);
-            let stored = bf16::from_bits(weight).to_f32();
-            if master.is_finite() && rest != 0x8000 {
-                assert_eq!(stored, bf16::from_f32(master).to_f32(), "{master:e}");
-            }
-        }
-    }
 }

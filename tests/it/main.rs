@@ -6,6 +6,7 @@ mod config;
 mod data;
 mod doctor;
 mod emulator;
+mod engine;
 mod golden;
 mod gpu;
 mod inspect_model;

@@ -3,6 +3,7 @@
 
 pub mod adamw;
 pub mod attention;
+mod backend;
 pub mod bias;
 pub mod cached_attention;
 pub mod classifier;
@@ -15,3 +16,5 @@ pub mod rms_norm;
 pub mod rope;
 pub mod square_sums;
 pub mod swiglu;
+
+pub use backend::Cuda;

@@ -1,0 +1,202 @@
+//! The backend of GPUs: every op through the version of its ladder that ships, products through cuBLASLt. Over the emulator the same
+//! kernels run on the CPU, and products are the CPU backend's, on the same bf16 operands.
+
+use super::attention::HEAD_DIMS;
+use super::gemm::CublasLt;
+use super::{
+    adamw, attention, bias, cached_attention, classifier, elementwise, embedding, rms_norm, rope, square_sums, swiglu,
+};
+use crate::device::Launcher;
+use crate::device::driver::Driver;
+use crate::device::gpu::peak_bf16_flops;
+use crate::error::{Error, Result};
+use crate::ops::*;
+use crate::tensor::{Allocator, DType, Shape, Tensor, View, ViewMut};
+
+pub struct Cuda {
+    device: Device,
+}
+
+enum Device {
+    Gpu { driver: Box<Driver>, products: CublasLt },
+    Emulated(Box<dyn Launcher>),
+}
+
+impl Cuda {
+    /// Few shapes of micro-batches, so that cuBLASLt chooses few algorithms, and tiles of kernels are mostly full.
+    const TOKEN_MULTIPLE: usize = 256;
+
+    /// Errors: usage, if cuBLASLt is missing.
+    pub fn on_gpu(driver: Driver) -> Result<Self> {
+        let products = CublasLt::new(&driver)?;
+        Ok(Cuda { device: Device::Gpu { driver: Box::new(driver), products } })
+    }
+
+    /// Any other launcher, with products on the host.
+    pub fn emulated(launcher: impl Launcher + 'static) -> Self {
+        Cuda { device: Device::Emulated(Box::new(launcher)) }
+    }
+
+    fn launcher(&self) -> &dyn Launcher {
+        match &self.device {
+            Device::Gpu { driver, .. } => driver.as_ref(),
+            Device::Emulated(launcher) => launcher.as_ref(),
+        }
+    }
+}
+
+/// A product on the host: operands come down, the result goes up.
+fn product_on_host(launcher: &dyn Launcher, op: Gemm) -> Result<()> {
+    op.check()?;
+    let copy = |x: View| -> Result<Tensor> {
+        let mut copy = Tensor::host(x.dtype(), x.shape());
+        launcher.download(x, copy.view_mut().raw_bytes())?;
+        Ok(copy)
+    };
+    let (a, b, bias) = (copy(op.a.view)?, copy(op.b.view)?, op.bias.map(copy).transpose()?);
+    let mut c = if op.accumulate { copy(op.c.as_view())? } else { Tensor::host(op.c.dtype(), op.c.shape()) };
+    cpu::rounded::gemm(Gemm {
+        a: Operand { view: a.view(), transposed: op.a.transposed },
+        b: Operand { view: b.view(), transposed: op.b.transposed },
+        bias: bias.as_ref().map(Tensor::view),
+        c: c.view_mut(),
+        accumulate: op.accumulate,
+    })?;
+    launcher.upload(c.view().raw_bytes(), op.c)
+}
+
+/// Puts the op and the shape of its main operand before an error of a launch, which names kernel and CUDA error.
+fn named(op: &str, shape: Shape, run: impl FnOnce() -> Result<()>) -> Result<()> {
+    run().map_err(|error| error.context(format!("{op} over {shape}")))
+}
+
+/// The version of a ladder that ships.
+fn shipped<V>(ladder: &[V]) -> &V {
+    ladder.last().expect("a ladder has a version")
+}
+
+impl Ops for Cuda {
+    fn device(&self) -> String {
+        self.launcher().device()
+    }
+    fn dtype(&self) -> DType {
+        DType::Bf16
+    }
+    fn token_multiple(&self) -> usize {
+        Self::TOKEN_MULTIPLE
+    }
+
+    fn require(&self, heads: HeadLayout, widths: &[(&str, usize)]) -> Result<()> {
+        // Rows of whole 16-byte vectors, which cuBLASLt is promised.
+        const WIDTH_MULTIPLE: usize = 8;
+        let refuse = |what: String| Err(Error::usage(what).help("pass --device cpu"));
+        if !HEAD_DIMS.contains(&heads.dim) {
+            return refuse(format!("the CUDA kernels know heads of {HEAD_DIMS:?} elements; this model has {}", heads.dim));
+        }
+        match widths.iter().find(|(_, width)| !width.is_multiple_of(WIDTH_MULTIPLE)) {
+            Some((key, width)) => {
+                refuse(format!("{key} = {width} is not a multiple of {WIDTH_MULTIPLE}, as products on a GPU need"))
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn free_memory(&self) -> Result<Option<usize>> {
+        self.launcher().free_memory()
+    }
+    fn peak_flops(&self) -> Option<f64> {
+        match &self.device {
+            Device::Gpu { driver, .. } => peak_bf16_flops(&driver.info().name),
+            Device::Emulated(_) => None,
+        }
+    }
+    fn product_algorithms(&self) -> Vec<serde_json::Value> {
+        match &self.device {
+            Device::Gpu { products, .. } => products.algorithms(),
+            Device::Emulated(_) => Vec::new(),
+        }
+    }
+    fn allocator(&self) -> &dyn Allocator {
+        self.launcher().allocator()
+    }
+
+    fn fill(&self, out: ViewMut, value: f32) -> Result<()> {
+        named("fill", *out.shape(), || elementwise::fill(self.launcher(), out, value))
+    }
+    fn add(&self, x: View, out: ViewMut) -> Result<()> {
+        named("add", *x.shape(), || elementwise::add(self.launcher(), x, out))
+    }
+    fn cast(&self, x: View, out: ViewMut) -> Result<()> {
+        named("cast", *x.shape(), || elementwise::cast(self.launcher(), x, out))
+    }
+    fn upload(&self, bytes: &[u8], out: ViewMut) -> Result<()> {
+        self.launcher().upload(bytes, out)
+    }
+    fn download(&self, x: View, out: &mut [u8]) -> Result<()> {
+        self.launcher().download(x, out)
+    }
+    fn synchronize(&self) -> Result<()> {
+        self.launcher().synchronize()
+    }
+
+    fn gemm(&self, op: Gemm) -> Result<()> {
+        match &self.device {
+            Device::Gpu { driver, products } => products.gemm(driver, op),
+            Device::Emulated(launcher) => product_on_host(launcher.as_ref(), op),
+        }
+    }
+    fn bias_backward(&self, op: BiasBackward) -> Result<()> {
+        let run = |op| bias::bias_backward(self.launcher(), shipped(&bias::BACKWARD), op);
+        named("bias_backward", *op.dy.shape(), || run(op))
+    }
+    fn embedding(&self, op: Embedding) -> Result<()> {
+        let run = |op| embedding::embedding(self.launcher(), shipped(&embedding::FORWARD), op);
+        named("embedding", *op.out.shape(), || run(op))
+    }
+    fn embedding_backward(&self, op: EmbeddingBackward) -> Result<()> {
+        let run = |op| embedding::embedding_backward(self.launcher(), shipped(&embedding::BACKWARD), op);
+        named("embedding_backward", *op.dout.shape(), || run(op))
+    }
+    fn rms_norm(&self, op: RmsNorm) -> Result<()> {
+        let run = |op| rms_norm::rms_norm(self.launcher(), shipped(&rms_norm::FORWARD), op);
+        named("rms_norm", *op.x.shape(), || run(op))
+    }
+    fn rms_norm_backward(&self, op: RmsNormBackward) -> Result<()> {
+        let run = |op| rms_norm::rms_norm_backward(self.launcher(), shipped(&rms_norm::BACKWARD), op);
+        named("rms_norm_backward", *op.dy.shape(), || run(op))
+    }
+    fn rope(&self, op: Rope) -> Result<()> {
+        named("rope", *op.qkv.shape(), || rope::rope(self.launcher(), shipped(&rope::ROPE), op))
+    }
+    fn attention(&self, op: Attention) -> Result<()> {
+        let run = |op| attention::attention(self.launcher(), shipped(&attention::FORWARD), op);
+        named("attention", *op.qkv.shape(), || run(op))
+    }
+    fn attention_backward(&self, op: AttentionBackward) -> Result<()> {
+        let run = |op| attention::attention_backward(self.launcher(), shipped(&attention::BACKWARD), op);
+        named("attention_backward", *op.qkv.shape(), || run(op))
+    }
+    fn cached_attention(&self, op: CachedAttention) -> Result<()> {
+        named("cached_attention", *op.qkv.shape(), || cached_attention::cached_attention(self.launcher(), op))
+    }
+    fn swiglu(&self, op: SwiGlu) -> Result<()> {
+        let run = |op| swiglu::swiglu(self.launcher(), shipped(&swiglu::FORWARD), op);
+        named("swiglu", *op.out.shape(), || run(op))
+    }
+    fn swiglu_backward(&self, op: SwiGluBackward) -> Result<()> {
+        let run = |op| swiglu::swiglu_backward(self.launcher(), shipped(&swiglu::BACKWARD), op);
+        named("swiglu_backward", *op.dout.shape(), || run(op))
+    }
+    fn classifier(&self, op: Classifier) -> Result<()> {
+        let gemm = |product: Gemm| self.gemm(product);
+        let run = |op| classifier::classifier(self.launcher(), shipped(&classifier::CLASSIFIER), &gemm, op);
+        named("classifier", *op.hidden.shape(), || run(op))
+    }
+    fn square_sums(&self, op: SquareSums) -> Result<()> {
+        let run = |op| square_sums::square_sums(self.launcher(), shipped(&square_sums::SQUARE_SUMS), op);
+        named("square_sums", *op.x.shape(), || run(op))
+    }
+    fn adamw(&self, op: AdamW) -> Result<()> {
+        named("adamw", *op.param.shape(), || adamw::adamw(self.launcher(), shipped(&adamw::ADAMW), op))
+    }
+}
