@@ -77,13 +77,14 @@ template <int H> struct GradientSums {
     // at[i] += weight(i) · the thread's words of `row`.
     template <typename Weight> __device__ __forceinline__ void add(Weight weight, const WordTile<H> &tile, int row) {
         const int x = int(threadIdx.x) % SIDE;
+        const float weights[EACH] = {weight(0), weight(1), weight(2), weight(3)};
 #pragma unroll
         for (int j = 0; j < WORDS; ++j) {
             const uint32_t word = tile.at(row, x + SIDE * j);
 #pragma unroll
             for (int i = 0; i < EACH; ++i) {
-                at[i][2 * j] = multiply_add(weight(i), low(word), at[i][2 * j]);
-                at[i][2 * j + 1] = multiply_add(weight(i), high(word), at[i][2 * j + 1]);
+                at[i][2 * j] = multiply_add(weights[i], low(word), at[i][2 * j]);
+                at[i][2 * j + 1] = multiply_add(weights[i], high(word), at[i][2 * j + 1]);
             }
         }
     }

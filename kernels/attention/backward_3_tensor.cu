@@ -90,18 +90,18 @@ template <int H> __device__ __forceinline__ void tensor_keys(const AttentionBack
 
 using namespace limo;
 
-extern "C" __global__ void __launch_bounds__(128) attention_backward_3_queries_64(const __grid_constant__ AttentionBackwardParams p) {
+extern "C" __global__ void __launch_bounds__(128, 2) attention_backward_3_queries_64(const __grid_constant__ AttentionBackwardParams p) {
     tensor_queries<64>(p);
 }
 
-extern "C" __global__ void __launch_bounds__(128) attention_backward_3_queries_128(const __grid_constant__ AttentionBackwardParams p) {
+extern "C" __global__ void __launch_bounds__(128, 2) attention_backward_3_queries_128(const __grid_constant__ AttentionBackwardParams p) {
     tensor_queries<128>(p);
 }
 
-extern "C" __global__ void __launch_bounds__(128) attention_backward_3_keys_64(const __grid_constant__ AttentionBackwardParams p) {
+extern "C" __global__ void __launch_bounds__(128, 2) attention_backward_3_keys_64(const __grid_constant__ AttentionBackwardParams p) {
     tensor_keys<64>(p);
 }
 
-extern "C" __global__ void __launch_bounds__(128) attention_backward_3_keys_128(const __grid_constant__ AttentionBackwardParams p) {
+extern "C" __global__ void __launch_bounds__(128, 2) attention_backward_3_keys_128(const __grid_constant__ AttentionBackwardParams p) {
     tensor_keys<128>(p);
 }

@@ -118,18 +118,18 @@ template <int H> __device__ __forceinline__ void pipelined_keys(const AttentionB
 
 using namespace limo;
 
-extern "C" __global__ void __launch_bounds__(128) attention_backward_4_queries_64(const __grid_constant__ AttentionBackwardParams p) {
+extern "C" __global__ void __launch_bounds__(128, 2) attention_backward_4_queries_64(const __grid_constant__ AttentionBackwardParams p) {
     pipelined_queries<64>(p);
 }
 
-extern "C" __global__ void __launch_bounds__(128) attention_backward_4_queries_128(const __grid_constant__ AttentionBackwardParams p) {
+extern "C" __global__ void __launch_bounds__(128, 2) attention_backward_4_queries_128(const __grid_constant__ AttentionBackwardParams p) {
     pipelined_queries<128>(p);
 }
 
-extern "C" __global__ void __launch_bounds__(128) attention_backward_4_keys_64(const __grid_constant__ AttentionBackwardParams p) {
+extern "C" __global__ void __launch_bounds__(128, 2) attention_backward_4_keys_64(const __grid_constant__ AttentionBackwardParams p) {
     pipelined_keys<64>(p);
 }
 
-extern "C" __global__ void __launch_bounds__(128) attention_backward_4_keys_128(const __grid_constant__ AttentionBackwardParams p) {
+extern "C" __global__ void __launch_bounds__(128, 2) attention_backward_4_keys_128(const __grid_constant__ AttentionBackwardParams p) {
     pipelined_keys<128>(p);
 }

@@ -96,10 +96,10 @@ template <int H> __device__ __forceinline__ void fused(const AttentionBackwardPa
 
 using namespace limo;
 
-extern "C" __global__ void __launch_bounds__(128) attention_backward_5_64(const __grid_constant__ AttentionBackwardParams p) {
+extern "C" __global__ void __launch_bounds__(128, 2) attention_backward_5_64(const __grid_constant__ AttentionBackwardParams p) {
     fused<64>(p);
 }
 
-extern "C" __global__ void __launch_bounds__(128) attention_backward_5_128(const __grid_constant__ AttentionBackwardParams p) {
+extern "C" __global__ void __launch_bounds__(128, 2) attention_backward_5_128(const __grid_constant__ AttentionBackwardParams p) {
     fused<128>(p);
 }

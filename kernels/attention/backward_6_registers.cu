@@ -120,10 +120,10 @@ template <int H> __device__ __forceinline__ void fused(const AttentionBackwardPa
 
 using namespace limo;
 
-extern "C" __global__ void __launch_bounds__(256) attention_backward_6_64(const __grid_constant__ AttentionBackwardParams p) {
+extern "C" __global__ void __launch_bounds__(256, 1) attention_backward_6_64(const __grid_constant__ AttentionBackwardParams p) {
     fused<64>(p);
 }
 
-extern "C" __global__ void __launch_bounds__(256) attention_backward_6_128(const __grid_constant__ AttentionBackwardParams p) {
+extern "C" __global__ void __launch_bounds__(256, 1) attention_backward_6_128(const __grid_constant__ AttentionBackwardParams p) {
     fused<128>(p);
 }

@@ -36,12 +36,14 @@ pub struct Check {
     pub table: String,
     /// "odd (4 x 113)"
     pub case: String,
+    /// It makes more accesses than an emulator that looks at each of them should be given; other cases of the table go through the same code.
+    pub heavy: bool,
     run: Box<Run>,
 }
 
 impl Check {
     pub fn new(table: String, case: String, run: impl Fn(&dyn Launcher, Behind) -> Result<Outputs> + 'static) -> Self {
-        Check { table, case, run: Box::new(run) }
+        Check { table, case, heavy: false, run: Box::new(run) }
     }
 
     /// Runs the kernel on poisoned outputs and compares them with the oracle; an error says what is off.

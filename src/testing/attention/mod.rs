@@ -56,16 +56,21 @@ pub const CASES: [Case; 20] = [
 
 /// Every version on every case.
 pub fn checks() -> Vec<Check> {
-    let forward_checks = FORWARD.iter().flat_map(|version| ladder(version.name, version, CASES.iter(), forward));
     let recomputable = |case: &&Case| case.scale <= backward::LARGEST_SCALE;
+    let forward_checks = FORWARD.iter().enumerate().flat_map(|(i, v)| ladder(v.name, i, v, CASES.iter(), forward));
     let backward_checks =
-        BACKWARD.iter().flat_map(|version| ladder(version.name, version, CASES.iter().filter(recomputable), backward));
+        BACKWARD.iter().enumerate().flat_map(|(i, v)| ladder(v.name, i, v, CASES.iter().filter(recomputable), backward));
     forward_checks.chain(backward_checks).collect()
 }
 
-/// A version, called `name`, on each of the cases.
+/// The first versions of a ladder multiply element by element, and each product is two accesses or more.
+const SCALAR_VERSIONS: usize = 2;
+const MOST_CHECKED_PRODUCTS: usize = 700_000;
+
+/// A version, called `name`, the `index`-th of its ladder, on each of the cases.
 fn ladder<V: Sync>(
     name: &'static str,
+    index: usize,
     version: &'static V,
     cases: impl Iterator<Item = &'static Case>,
     run: fn(&dyn Launcher, &V, &Case, Behind) -> Result<Outputs>,
@@ -74,7 +79,8 @@ fn ladder<V: Sync>(
         let HeadLayout { query, kv, dim } = case.heads;
         let extent = format!("{} of {} tokens, heads {query}:{kv} x {dim}", case.lengths.len(), case.tokens());
         let run = move |launcher: &dyn Launcher, behind| run(launcher, version, case, behind);
-        Check::new(format!("attention {name}"), format!("{} ({extent})", case.name), run)
+        let heavy = index < SCALAR_VERSIONS && case.products() > MOST_CHECKED_PRODUCTS;
+        Check { heavy, ..Check::new(format!("attention {name}"), format!("{} ({extent})", case.name), run) }
     })
 }
 
@@ -82,6 +88,12 @@ impl Case {
     /// T
     pub fn tokens(&self) -> usize {
         self.lengths.iter().sum()
+    }
+
+    /// Multiply-adds of the scores.
+    fn products(&self) -> usize {
+        let pairs: usize = self.lengths.iter().map(|n| n * (n + 1) / 2).sum();
+        pairs * self.heads.query * self.heads.dim
     }
 
     /// [S + 1] where sequences begin, and T.
