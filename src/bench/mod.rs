@@ -4,6 +4,7 @@
 //! A family gives its ladders: for each model, a [`Problem`] that any version can be issued on. `limo-engine bench`,
 //! `benches/kernels.rs` and `docs/kernels.md` all run over the same ladders.
 
+mod adamw;
 mod attention;
 pub mod ceilings;
 pub mod dry;
@@ -89,7 +90,7 @@ pub struct Bench {
     pub ladders: fn() -> Vec<Ladder>,
 }
 
-pub const BENCHES: [Bench; 4] = [
+pub const BENCHES: &[Bench] = &[
     Bench { name: "ceilings", about: "the copy and the product that all others are a share of", ladders: Vec::new },
     Bench {
         name: "products",
@@ -98,6 +99,8 @@ pub const BENCHES: [Bench; 4] = [
     },
     Bench { name: "rms_norm", about: "fused residual addition and RMSNorm", ladders: rms_norm::ladders },
     Bench { name: "attention", about: "causal attention over packed sequences", ladders: attention::ladders },
+    Bench { name: "adamw", about: "one pass over weights, gradients and moments", ladders: adamw::ladders },
+    Bench { name: "square_sums", about: "the partial sums of the gradient norm", ladders: adamw::square_sums_ladders },
 ];
 
 /// The benchmarks of these names, or all of them, in the order of [`BENCHES`]. "rmsnorm" and "rms-norm" are "rms_norm".
