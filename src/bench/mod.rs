@@ -7,12 +7,15 @@
 mod adamw;
 mod attention;
 pub mod ceilings;
+mod classifier;
 pub mod dry;
+mod embedding;
 pub mod models;
 pub mod problem;
 mod products;
 pub mod report;
 mod rms_norm;
+mod rows;
 pub mod selftest;
 pub mod timing;
 
@@ -70,10 +73,16 @@ impl Ladder {
     /// Runs a version on every case of its table; returns their number. Products have a table of their own, which
     /// [`ceilings`] runs.
     pub fn verify(&self, launcher: &dyn Launcher, version: usize) -> Result<usize> {
-        let table = format!("{} {}", self.family, self.versions[version].0);
         let families = FAMILIES.iter().filter(|family| family.name == self.family);
-        let checks = families.flat_map(|family| (family.checks)()).filter(|check| check.table == table);
+        let checks = families.flat_map(|family| (family.checks)()).filter(|check| self.is_table_of(version, &check.table));
         checks.map(|check| check.run(launcher, Behind::Canaries)).try_fold(0, |count, outputs| outputs.map(|_| count + 1))
+    }
+
+    /// "rms_norm forward 3" is the table of that version, "elementwise fill f32 with 1e-1" one of the version "fill f32"; a family without versions
+    /// has a table of its own name.
+    fn is_table_of(&self, version: usize, table: &str) -> bool {
+        let name = format!("{} {}", self.family, self.versions[version].0);
+        table == self.family || table.strip_prefix(&name).is_some_and(|rest| rest.is_empty() || rest.starts_with(' '))
     }
 
     fn line(&self, version: usize, model: &'static str, shape: String, speed: Option<Speed>) -> Measurement {
@@ -101,6 +110,17 @@ pub const BENCHES: &[Bench] = &[
     Bench { name: "attention", about: "causal attention over packed sequences", ladders: attention::ladders },
     Bench { name: "adamw", about: "one pass over weights, gradients and moments", ladders: adamw::ladders },
     Bench { name: "square_sums", about: "the partial sums of the gradient norm", ladders: adamw::square_sums_ladders },
+    Bench { name: "elementwise", about: "fill, add, cast", ladders: rows::elementwise_ladders },
+    Bench { name: "embedding", about: "rows of a table, and their gradient", ladders: embedding::ladders },
+    Bench { name: "rope", about: "rotary positions", ladders: rows::rope_ladders },
+    Bench { name: "swiglu", about: "the gated activation", ladders: rows::swiglu_ladders },
+    Bench { name: "bias", about: "the gradient of a bias", ladders: rows::bias_ladders },
+    Bench {
+        name: "cached_attention",
+        about: "a token a sequence over its cache, while sampling",
+        ladders: attention::cached_ladders,
+    },
+    Bench { name: "classifier", about: "chunked linear + cross-entropy with its gradients", ladders: classifier::ladders },
 ];
 
 /// The benchmarks of these names, or all of them, in the order of [`BENCHES`]. "rmsnorm" and "rms-norm" are "rms_norm".
@@ -250,13 +270,18 @@ mod tests {
     }
 
     #[test]
-    fn every_benchmarked_version_is_in_a_case_table() {
+    fn every_version_is_verified_and_benchmarked() {
         let tables: Vec<String> = FAMILIES.iter().flat_map(|family| (family.checks)()).map(|check| check.table).collect();
-        for ladder in BENCHES.iter().flat_map(|bench| (bench.ladders)()).filter(|ladder| ladder.family != "products") {
-            for (version, _) in &ladder.versions {
-                let table = format!("{} {version}", ladder.family);
-                assert!(tables.contains(&table), "no case of {table}");
+        let ladders: Vec<Ladder> = BENCHES.iter().flat_map(|bench| (bench.ladders)()).collect();
+        for ladder in ladders.iter().filter(|ladder| ladder.family != "products") {
+            for (version, (name, _)) in ladder.versions.iter().enumerate() {
+                let verified = tables.iter().any(|table| ladder.is_table_of(version, table));
+                assert!(verified, "no case of {} {name}", ladder.family);
             }
+        }
+        for table in &tables {
+            let mut benchmarked = ladders.iter().flat_map(|ladder| (0..ladder.versions.len()).map(move |v| (ladder, v)));
+            assert!(benchmarked.any(|(ladder, version)| ladder.is_table_of(version, table)), "no benchmark of {table}");
         }
     }
 
