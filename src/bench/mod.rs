@@ -285,7 +285,7 @@ mod tests {
         }
     }
 
-    /// At full size: the wrappers accept every shape, and no launch is one that a GPU since sm_80 would refuse.
+    /// At full size: the wrappers accept every shape, and no launch is one that an H200 would refuse.
     #[test]
     fn every_problem_is_issued_without_a_gpu() {
         let everything = Chosen { benches: select(&[]).unwrap(), models: MODELS.iter().collect(), shipped: false };
@@ -297,8 +297,8 @@ mod tests {
                 assert!(grid[0] > 0 && grid[0] <= i32::MAX as u32, "{kernel}: {grid:?}");
                 assert!(grid[1..].iter().all(|&extent| (1..=65_535).contains(&extent)), "{kernel}: {grid:?}");
                 assert!((32..=1024).contains(threads) && threads % 32 == 0, "{kernel}: {threads} threads");
-                // sm_89 has the least: 99 KiB a block.
-                assert!(*shared_bytes <= 99 << 10, "{kernel}: {shared_bytes} bytes of shared memory");
+                // As on an H200; where a block has less, wrappers take an earlier version.
+                assert!(*shared_bytes <= 227 << 10, "{kernel}: {shared_bytes} bytes of shared memory");
             }
         }
     }

@@ -83,9 +83,9 @@ type Elementwise = fn(&dyn Launcher, &mut [Tensor; 2]) -> Result<()>;
 /// Over as many elements as the largest matrix of a layer has.
 pub fn elementwise_ladders() -> Vec<Ladder> {
     type Pair = fn(&[usize]) -> [Operand; 2];
-    let ops: [(&str, &str, Pair, Elementwise); 4] = [
+    let ops: [(&str, &str, Pair, Elementwise); 5] = [
         (
-            "fill f32",
+            "fill",
             "16-byte stores",
             |n| [zeros(F32, &[0]), zeros(F32, n)],
             |launcher, [_, out]| elementwise::fill(launcher, out.view_mut(), 0.0),
@@ -98,6 +98,7 @@ pub fn elementwise_ladders() -> Vec<Ladder> {
         ),
         ("cast f32 to bf16", "eight elements a thread", |n| [normal(F32, n), zeros(Bf16, n)], cast),
         ("cast bf16 to f32", "eight elements a thread", |n| [normal(Bf16, n), zeros(F32, n)], cast),
+        ("cast f32 to f32", "a copy, eight elements a thread", |n| [normal(F32, n), zeros(F32, n)], cast),
     ];
     let ladder = |(name, idea, operands, run): (&'static str, &'static str, Pair, Elementwise)| {
         Ladder::new("elementwise", Ceiling::Copy, [(name, idea)], move |device, model| {
