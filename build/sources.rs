@@ -1,6 +1,7 @@
 //! Finds the kernels: every `extern "C" __global__` function of every `.cu` file, with the type of its parameter block.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// A file of kernels.
 pub struct Source {
@@ -59,13 +60,18 @@ fn kernel(rest: &str) -> Option<Kernel> {
     Some(Kernel { name: name.to_string(), params: params.to_string() })
 }
 
-/// Maps over `items` with as many threads as Cargo granted jobs; results keep their order.
+/// Maps over `items` with as many threads as Cargo granted jobs, each taking the next that is left; results keep their order.
 pub fn in_parallel<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<R> {
     let jobs = std::env::var("NUM_JOBS").ok().and_then(|jobs| jobs.parse().ok()).unwrap_or(1).max(1);
-    let share = items.len().div_ceil(jobs).max(1);
-    std::thread::scope(|scope| {
-        let threads: Vec<_> =
-            items.chunks(share).map(|chunk| scope.spawn(|| chunk.iter().map(&work).collect::<Vec<R>>())).collect();
+    let next = AtomicUsize::new(0);
+    let take = || {
+        let index = next.fetch_add(1, Ordering::Relaxed);
+        items.get(index).map(|item| (index, work(item)))
+    };
+    let mut results: Vec<(usize, R)> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..jobs).map(|_| scope.spawn(|| std::iter::from_fn(take).collect::<Vec<_>>())).collect();
         threads.into_iter().flat_map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
-    })
+    });
+    results.sort_by_key(|(index, _)| *index);
+    results.into_iter().map(|(_, result)| result).collect()
 }

@@ -145,6 +145,16 @@ impl<const N: usize> Sets<N> {
     }
 }
 
+impl<'a, const N: usize> IntoIterator for &'a mut Sets<N> {
+    type Item = &'a mut [Tensor; N];
+    type IntoIter = std::slice::IterMut<'a, [Tensor; N]>;
+
+    /// For what differs from set to set, or must be computed.
+    fn into_iter(self) -> Self::IntoIter {
+        self.sets.iter_mut()
+    }
+}
+
 /// How many sets of operands of `bytes` each to rotate through: one, where one is larger than any cache.
 fn rotation(bytes: usize) -> usize {
     ROTATION_BYTES.div_ceil(bytes.max(1)).max(1)

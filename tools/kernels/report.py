@@ -42,7 +42,8 @@ it is what the compiler says, and arithmetic.
 
 A line is a kernel that one version of a ladder launches at the shapes of `limo-engine bench` (16384 tokens; the model is named where the launch depends
 on it). **Bold** versions ship. *Threads* and *shared* (bytes) are of one block. *Registers* of a thread and *occupancy*, the share of an SM's warps
-that can be resident, stand for sm_80, sm_89 and sm_90; occupancy follows from registers, threads and shared memory alone. *Instructions* and the columns behind it count
+that can be resident, stand for sm_80, sm_89 and sm_90; occupancy follows from registers, threads and shared memory alone,
+and *none* says that a block wants more than there is: an earlier version runs there. *Instructions* and the columns behind it count
 machine code for sm_90 as it stands in the kernel, not as it is executed: HMMA multiplies on tensor cores, LDSM is `ldmatrix`, LDGSTS an asynchronous copy to
 shared memory, FFMA a fused multiply-add, MUFU an approximate function (reciprocal, root, exponential). No kernel spills a register.
 """

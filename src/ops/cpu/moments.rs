@@ -69,7 +69,8 @@ impl Kind {
 fn scale_of(values: &[f32]) -> f32 {
     const SMALLEST: u32 = 1 << 23;
     const LIMIT: f32 = f32::from_bits((127 + 127) << 23);
-    let largest = values.iter().fold(0.0f32, |largest, x| if x.abs() <= largest || largest.is_nan() { largest } else { x.abs() });
+    let largest =
+        values.iter().fold(0.0f32, |largest, x| if x.abs() <= largest || largest.is_nan() { largest } else { x.abs() });
     // false for NaN too
     if largest < LIMIT {
         let exponent = (largest.to_bits() + (1 << CUT) - 1) & 0x7f80_0000;
