@@ -436,6 +436,42 @@ fn cached_attention_continues_where_packed_attention_stands() {
 }
 
 #[test]
+fn cached_attention_refuses_what_its_slots_cannot_hold() {
+    let heads = HeadLayout { query: 2, kv: 1, dim: 4 };
+    let run = |cu_seqlens: &[i32], slots: &[i32], cached: &[i32]| {
+        let qkv = tensor(1, &[3, heads.fused(), heads.dim]);
+        let (mut keys, mut values, mut out) = (zeros(&[2, 5, 1, 4]), zeros(&[2, 5, 1, 4]), poisoned(&[3, 2, 4]));
+        let device = [cu_seqlens, slots, cached].map(|numbers| Tensor::from_i32(numbers, &[numbers.len()]));
+        Cpu.cached_attention(CachedAttention {
+            qkv: qkv.view(),
+            heads,
+            cu_seqlens: device[0].view(),
+            slots: device[1].view(),
+            cached: device[2].view(),
+            host: CacheUse { cu_seqlens, slots, cached },
+            keys: keys.view_mut(),
+            values: values.view_mut(),
+            out: out.view_mut(),
+        })
+    };
+    assert!(run(&[0, 2, 3], &[1, 0], &[3, 0]).is_ok());
+    for (cu_seqlens, slots, cached) in [
+        (&[0, 2, 3][..], &[1, 1][..], &[0, 0][..]),
+        (&[0, 2, 3], &[1, 2], &[0, 0]),
+        (&[0, 2, 3], &[1, -1], &[0, 0]),
+        (&[0, 2, 3], &[1, 0], &[4, 0]),
+        (&[0, 2, 3], &[1, 0], &[-1, 0]),
+        (&[0, 2, 3], &[1, 0], &[i32::MAX, 0]),
+        (&[0, 2, 4], &[1, 0], &[0, 0]),
+        (&[0, 3, 2], &[1, 0], &[0, 0]),
+        (&[0, 3], &[1, 0], &[0, 0]),
+        (&[0, 2, 3], &[1, 0], &[0]),
+    ] {
+        assert!(run(cu_seqlens, slots, cached).is_err(), "{cu_seqlens:?} {slots:?} {cached:?}");
+    }
+}
+
+#[test]
 fn classifier_loss_and_gradients() {
     // Chunks of 4 rows; the last is short, and one holds no target at all.
     let (t, d, v, chunk) = (11, 6, 21, 4);

@@ -82,3 +82,29 @@ pub fn extent(op: &str, rows: usize, width: usize) -> Result<[u32; 2]> {
         _ => Err(Error::internal(format!("{op}: {rows} rows of {width} elements are beyond one launch"))),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_tile_of_every_row_has_a_warp() {
+        assert_eq!(tiles(1, 1, 512, 256), launch(1, 256, 0));
+        assert_eq!(tiles(8, 512, 512, 256), launch(1, 256, 0));
+        assert_eq!(tiles(8, 513, 512, 256), launch(2, 256, 0));
+        // 2³⁰ rows of 16 tiles: the product does not fit 32 bits, the blocks do.
+        assert_eq!(tiles(1 << 30, 16 * 512, 512, 256), launch(1 << 31, 256, 0));
+    }
+
+    #[test]
+    fn vectors_need_whole_widths_and_aligned_addresses() {
+        assert!(whole_vectors(64, &[0, 32, 48]));
+        assert!(!whole_vectors(65, &[0]) && !whole_vectors(64, &[0, 8]));
+    }
+
+    #[test]
+    fn what_no_kernel_takes_is_refused() {
+        assert!(expect_bf16("x", DType::F32).is_err() && expect_bf16("x", DType::Bf16).is_ok());
+        assert!(extent("x", 1 << 31, 1).is_err() && extent("x", 1, 0).is_err() && extent("x", 0, 1).is_ok());
+    }
+}
