@@ -9,6 +9,9 @@ use std::path::{Path, PathBuf};
 /// Included before every source.
 const FORCED: &str = "kernels/emulator/cuda.h";
 
+/// Set to 1, compiles kernels for a debugger: every line and variable is there, at a few times the run time.
+const DEBUG: &str = "LIMO_KERNEL_DEBUG";
+
 /// A build of all kernels for this CPU. Symbols of the two builds differ by `prefix`, so that both live in one binary.
 struct Flavour {
     name: &'static str,
@@ -24,6 +27,7 @@ const FLAVOURS: [Flavour; 2] = [
 
 pub fn build(sources: &[Source], out: &Path) {
     println!("cargo::rustc-check-cfg=cfg(limo_emulator)");
+    println!("cargo::rerun-if-env-changed={DEBUG}");
     if !has_compiler() {
         println!("cargo::warning=built without the emulator: no C++ compiler was found (install g++ or clang++, or set CXX)");
         return;
@@ -69,7 +73,9 @@ fn compile(compiler: &cc::Build, source: &Source, flavour: &Flavour, out: &Path)
 /// Freestanding-style C++: no exceptions, no run-time types, no standard library to link.
 fn compiler(sources: &[Source], flavour: &Flavour, out: &Path) -> cc::Build {
     let mut build = cc::Build::new();
-    build.cpp(true).cpp_link_stdlib(None).std("c++17").opt_level(2).debug(false).warnings(true).extra_warnings(true);
+    let debug = std::env::var_os(DEBUG).is_some_and(|value| value == "1");
+    let optimised = if debug { 0 } else { 2 };
+    build.cpp(true).cpp_link_stdlib(None).std("c++17").opt_level(optimised).debug(debug).warnings(true).extra_warnings(true);
     build.include("kernels").include(out.join("include")).out_dir(out.join(flavour.name));
     for flag in ["-xc++", "-fno-exceptions", "-fno-rtti", "-fno-stack-protector", "-ffp-contract=off", "-fno-math-errno"] {
         build.flag(flag);

@@ -1,7 +1,7 @@
 //! A launcher that runs nothing and notes what it was asked to launch: the launches of a benchmark at its full shapes are known,
 //! and checked, on a machine without a GPU or the memory.
 
-use crate::device::{Event, Launch, Launcher};
+use crate::device::{Event, Launch, Launcher, Stream};
 use crate::error::Result;
 use crate::tensor::{Allocator, Region, Space, View, ViewMut};
 use serde::Serialize;
@@ -64,6 +64,10 @@ impl Launcher for Dry {
     fn allocator(&self) -> &dyn Allocator {
         &self.memory
     }
+    /// Notes of its own.
+    fn on(&self, _stream: Stream) -> Box<dyn Launcher> {
+        Box::new(Dry::default())
+    }
     unsafe fn launch(&self, kernel: &str, launch: Launch, _params: &[u8]) -> Result<()> {
         let Launch { grid, block, shared_bytes } = launch;
         let noted = Noted { kernel: kernel.to_string(), grid, threads: block.iter().product(), shared_bytes };
@@ -71,6 +75,9 @@ impl Launcher for Dry {
         Ok(())
     }
     fn fill_bytes(&self, _value: u8, _out: ViewMut) -> Result<()> {
+        Ok(())
+    }
+    fn copy(&self, _x: View, _out: ViewMut) -> Result<()> {
         Ok(())
     }
     fn upload(&self, _bytes: &[u8], _out: ViewMut) -> Result<()> {
@@ -82,6 +89,9 @@ impl Launcher for Dry {
     }
     fn mark(&self) -> Result<Box<dyn Event>> {
         Ok(Box::new(NoTime))
+    }
+    fn wait(&self, _event: &dyn Event) -> Result<()> {
+        Ok(())
     }
     fn synchronize(&self) -> Result<()> {
         Ok(())

@@ -1,19 +1,18 @@
-//! The launcher on a GPU, over cudarc's thin driver layer: the device's primary context, one stream, the embedded
+//! The launcher on a GPU, over cudarc's thin driver layer: the device's primary context, two streams, the embedded
 //! images loaded once, kernels resolved by name.
 
 use super::gpu::{DeviceInfo, describe, device_handle, devices, failed, kernel_module_version};
 use super::images::Image;
-use super::{Event, Launch, Launcher};
+use super::{Event, Launch, Launcher, Stream, expect_bytes};
 use crate::error::{Error, Kind, Result};
 use crate::tensor::{Allocator, Region, Space, View, ViewMut, format_bytes};
 use cudarc::driver::result::{self, DriverError};
 use cudarc::driver::sys::{self, CUresult};
 use std::any::Any;
-use std::cell::RefCell;
 use std::collections::HashMap;
 use std::ffi::{CString, c_void};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Every function of libcuda that we make cudarc call, checked before the first call: cudarc panics at a missing one.
 pub(super) const SYMBOLS: &[&str] = &[
@@ -49,13 +48,15 @@ pub(super) const SYMBOLS: &[&str] = &[
     "cuStreamCreate",
     "cuStreamDestroy_v2",
     "cuStreamSynchronize",
+    "cuStreamWaitEvent",
 ];
 
 /// The primary context and everything that dies with it. Memory and events hold it, so it outlives them.
 struct Context {
     device: sys::CUdevice,
     handle: sys::CUcontext,
-    stream: sys::CUstream,
+    /// By [`Stream`].
+    streams: [sys::CUstream; 2],
     modules: Vec<sys::CUmodule>,
 }
 
@@ -69,9 +70,11 @@ impl Context {
         // SAFETY: `device` came from cuDeviceGet; the context is released in drop, and current before the stream is made.
         unsafe {
             let handle = result::primary_ctx::retain(device)?;
-            let mut context = Context { device, handle, stream: std::ptr::null_mut(), modules: Vec::new() };
+            let mut context = Context { device, handle, streams: [std::ptr::null_mut(); 2], modules: Vec::new() };
             context.bind()?;
-            context.stream = result::stream::create(result::stream::StreamKind::NonBlocking)?;
+            for stream in &mut context.streams {
+                *stream = result::stream::create(result::stream::StreamKind::NonBlocking)?;
+            }
             Ok(context)
         }
     }
@@ -81,6 +84,12 @@ impl Context {
         // SAFETY: the context is retained until drop.
         unsafe { result::ctx::set_current(self.handle) }
     }
+
+    /// Waits for all work of both streams.
+    fn synchronize(&self) -> Result<(), DriverError> {
+        // SAFETY: streams live as long as the context.
+        self.streams.iter().try_for_each(|&stream| unsafe { result::stream::synchronize(stream) })
+    }
 }
 
 impl Drop for Context {
@@ -89,9 +98,9 @@ impl Drop for Context {
         let _ = self.bind();
         // SAFETY: memory and events hold this context, so nothing else is left that uses it.
         unsafe {
-            if !self.stream.is_null() {
-                let _ = result::stream::synchronize(self.stream);
-                let _ = result::stream::destroy(self.stream);
+            for stream in self.streams.into_iter().filter(|stream| !stream.is_null()) {
+                let _ = result::stream::synchronize(stream);
+                let _ = result::stream::destroy(stream);
             }
             for &module in &self.modules {
                 let _ = result::module::unload(module);
@@ -110,20 +119,30 @@ struct Kernel {
     shared_limit: u32,
 }
 
-/// A GPU.
+/// A GPU, and the stream that this launcher issues to.
 pub struct Driver {
+    gpu: Arc<Gpu>,
+    stream: Stream,
+}
+
+struct Gpu {
     info: DeviceInfo,
     allocator: DeviceAllocator,
     context: Arc<Context>,
     /// The module that holds each kernel with code for this GPU.
     modules: HashMap<&'static str, sys::CUmodule>,
-    kernels: RefCell<HashMap<String, Kernel>>,
+    kernels: Mutex<HashMap<String, Kernel>>,
     /// For errors that surface later than the launch they belong to.
-    last_kernel: RefCell<String>,
+    last_kernel: Mutex<String>,
 }
 
-// SAFETY: the raw handles in `modules` and `kernels` are identifiers of the context, which is Send.
-unsafe impl Send for Driver {}
+// SAFETY: the raw handles in `modules` and `kernels` are identifiers of the context, which is Send and Sync.
+unsafe impl Send for Gpu {}
+unsafe impl Sync for Gpu {}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 impl Driver {
     /// Opens GPU `ordinal` (as CUDA_VISIBLE_DEVICES numbers them) and loads those of `images` that hold code for it.
@@ -146,30 +165,32 @@ impl Driver {
         }
         let context = Arc::new(context);
         let allocator = DeviceAllocator { context: context.clone(), regions: AtomicUsize::new(0) };
-        Ok(Driver { info, allocator, context, modules, kernels: RefCell::default(), last_kernel: RefCell::default() })
+        let gpu = Gpu { info, allocator, context, modules, kernels: Mutex::default(), last_kernel: Mutex::default() };
+        Ok(Driver { gpu: gpu.into(), stream: Stream::Compute })
     }
 
     pub fn info(&self) -> &DeviceInfo {
-        &self.info
+        &self.gpu.info
     }
 
-    /// The stream of every launch and copy, for libraries that work in issue order with them. Makes the context current.
+    /// The stream of this launcher, for libraries that work in issue order with its launches. Makes the context current.
     pub fn stream(&self) -> Result<sys::CUstream> {
-        self.bind()?;
-        Ok(self.context.stream)
+        self.gpu.bind()?;
+        Ok(self.handle())
     }
 
-    /// Copies on the device, in issue order.
-    pub fn copy(&self, x: View, out: ViewMut) -> Result<()> {
-        expect_device("copy", x.space(), out.space())?;
-        expect_bytes("copy", x.bytes(), out.bytes())?;
-        self.bind()?;
-        // SAFETY: both views are device memory of this many bytes, and live until the stream has passed the copy, since
-        // regions are freed only after a synchronisation.
-        let copied = unsafe { result::memcpy_dtod_async(out.address(), x.address(), x.bytes(), self.context.stream) };
-        copied.map_err(|e| self.failed("a copy on the device", e))
+    fn handle(&self) -> sys::CUstream {
+        self.gpu.context.streams[self.stream as usize]
     }
 
+    /// Waits for the work of this launcher's stream.
+    fn finish(&self) -> Result<()> {
+        // SAFETY: the stream lives as long as the context.
+        unsafe { result::stream::synchronize(self.handle()) }.map_err(|e| self.gpu.failed("waiting for the GPU", e))
+    }
+}
+
+impl Gpu {
     fn bind(&self) -> Result<()> {
         self.context.bind().map_err(|e| failed("making the context current", e))
     }
@@ -177,7 +198,7 @@ impl Driver {
     /// An error of a call that may belong to an earlier launch: kernels run asynchronously.
     fn failed(&self, what: &str, error: DriverError) -> Error {
         let error = failed(what, error);
-        match self.last_kernel.borrow().as_str() {
+        match lock(&self.last_kernel).as_str() {
             "" => error,
             kernel => error.help(format!(
                 "the last kernel launched was {kernel}; with CUDA_LAUNCH_BLOCKING=1 the kernel at fault reports itself"
@@ -186,7 +207,7 @@ impl Driver {
     }
 
     fn kernel(&self, name: &str) -> Result<Kernel> {
-        if let Some(kernel) = self.kernels.borrow().get(name) {
+        if let Some(kernel) = lock(&self.kernels).get(name) {
             return Ok(*kernel);
         }
         let (major, minor) = self.info.capability;
@@ -202,7 +223,7 @@ impl Driver {
         let function = unsafe { result::module::get_function(module, symbol) };
         let function = function.map_err(|error| self.failed(&format!("resolving the kernel {name}"), error))?;
         let kernel = Kernel { function, param_bytes: single_parameter_bytes(name, function)?, shared_limit: 48 << 10 };
-        self.kernels.borrow_mut().insert(name.to_string(), kernel);
+        lock(&self.kernels).insert(name.to_string(), kernel);
         Ok(kernel)
     }
 
@@ -224,7 +245,7 @@ impl Driver {
         unsafe { result::function::set_function_attribute(kernel.function, attribute, bytes as i32) }
             .map_err(|e| self.failed(&format!("raising the shared memory of {name}"), e))?;
         kernel.shared_limit = bytes;
-        self.kernels.borrow_mut().insert(name.to_string(), *kernel);
+        lock(&self.kernels).insert(name.to_string(), *kernel);
         Ok(())
     }
 }
@@ -267,35 +288,32 @@ fn expect_device(what: &str, from: Space, to: Space) -> Result<()> {
     Err(Error::internal(format!("{what}: the memory is not on the GPU")))
 }
 
-fn expect_bytes(what: &str, source: usize, destination: usize) -> Result<()> {
-    if source == destination {
-        return Ok(());
-    }
-    Err(Error::internal(format!("{what}: {source} bytes into {destination}")))
-}
-
 impl Launcher for Driver {
     fn device(&self) -> String {
         match kernel_module_version() {
-            Some(version) => format!("{}, driver {version}", self.info.name),
-            None => self.info.name.clone(),
+            Some(version) => format!("{}, driver {version}", self.gpu.info.name),
+            None => self.gpu.info.name.clone(),
         }
     }
 
     fn allocator(&self) -> &dyn Allocator {
-        &self.allocator
+        &self.gpu.allocator
+    }
+
+    fn on(&self, stream: Stream) -> Box<dyn Launcher> {
+        Box::new(Driver { gpu: self.gpu.clone(), stream })
     }
 
     fn free_memory(&self) -> Result<Option<usize>> {
-        self.bind()?;
-        let (free, _) = result::mem_get_info().map_err(|e| self.failed("asking for free device memory", e))?;
+        self.gpu.bind()?;
+        let (free, _) = result::mem_get_info().map_err(|e| self.gpu.failed("asking for free device memory", e))?;
         Ok(Some(free))
     }
 
     unsafe fn launch(&self, kernel: &str, launch: Launch, params: &[u8]) -> Result<()> {
-        self.bind()?;
+        self.gpu.bind()?;
         let name = kernel;
-        let mut kernel = self.kernel(name)?;
+        let mut kernel = self.gpu.kernel(name)?;
         if kernel.param_bytes != params.len() {
             return Err(Error::internal(format!(
                 "the kernel {name} takes a parameter of {} bytes, and was given {}: its two definitions differ",
@@ -303,8 +321,8 @@ impl Launcher for Driver {
                 params.len()
             )));
         }
-        self.allow_shared(name, &mut kernel, launch.shared_bytes)?;
-        self.last_kernel.borrow_mut().replace_range(.., name);
+        self.gpu.allow_shared(name, &mut kernel, launch.shared_bytes)?;
+        lock(&self.gpu.last_kernel).replace_range(.., name);
         let mut arguments = [params.as_ptr() as *mut c_void];
         // SAFETY: the parameter has the size the driver reads (just compared), which it copies before it returns; the
         // caller vouches for the addresses in it.
@@ -314,71 +332,95 @@ impl Launcher for Driver {
                 launch.grid.into(),
                 launch.block.into(),
                 launch.shared_bytes,
-                self.context.stream,
+                self.handle(),
                 &mut arguments,
             )
         }
-        .map_err(|e| self.failed(&format!("launching {name} with {launch:?}"), e))
+        .map_err(|e| self.gpu.failed(&format!("launching {name} with {launch:?}"), e))
     }
 
     fn fill_bytes(&self, value: u8, out: ViewMut) -> Result<()> {
         expect_device("fill", out.space(), out.space())?;
-        self.bind()?;
+        self.gpu.bind()?;
         // SAFETY: device memory of this many bytes, borrowed exclusively.
-        let filled = unsafe { result::memset_d8_async(out.address(), value, out.bytes(), self.context.stream) };
-        filled.map_err(|e| self.failed("filling device memory", e))
+        let filled = unsafe { result::memset_d8_async(out.address(), value, out.bytes(), self.handle()) };
+        filled.map_err(|e| self.gpu.failed("filling device memory", e))
+    }
+
+    fn copy(&self, x: View, out: ViewMut) -> Result<()> {
+        expect_device("copy", x.space(), out.space())?;
+        expect_bytes("copy", x.bytes(), out.bytes())?;
+        self.gpu.bind()?;
+        // SAFETY: both views are device memory of this many bytes, and live until the stream has passed the copy, since
+        // regions are freed only after a synchronisation.
+        let copied = unsafe { result::memcpy_dtod_async(out.address(), x.address(), x.bytes(), self.handle()) };
+        copied.map_err(|e| self.gpu.failed("a copy on the device", e))
     }
 
     fn upload(&self, bytes: &[u8], out: ViewMut) -> Result<()> {
         expect_device("upload", out.space(), out.space())?;
         expect_bytes("upload", bytes.len(), out.bytes())?;
-        self.bind()?;
+        self.gpu.bind()?;
         // SAFETY: the sizes are equal, and `bytes` outlives the copy because we wait for it.
-        unsafe { result::memcpy_htod_async(out.address(), bytes, self.context.stream) }
-            .map_err(|e| self.failed("copying to the device", e))?;
-        self.synchronize()
+        unsafe { result::memcpy_htod_async(out.address(), bytes, self.handle()) }
+            .map_err(|e| self.gpu.failed("copying to the device", e))?;
+        self.finish()
     }
 
     fn download(&self, x: View, out: &mut [u8]) -> Result<()> {
         expect_device("download", x.space(), x.space())?;
         expect_bytes("download", x.bytes(), out.len())?;
-        self.bind()?;
+        self.gpu.bind()?;
         // SAFETY: the sizes are equal, and `out` outlives the copy because we wait for it.
-        unsafe { result::memcpy_dtoh_async(out, x.address(), self.context.stream) }
-            .map_err(|e| self.failed("copying from the device", e))?;
-        self.synchronize()
+        unsafe { result::memcpy_dtoh_async(out, x.address(), self.handle()) }
+            .map_err(|e| self.gpu.failed("copying from the device", e))?;
+        self.finish()
     }
 
     fn shared_limit(&self) -> u32 {
-        self.info.shared_opt_in as u32
+        self.gpu.info.shared_opt_in as u32
     }
 
     fn mark(&self) -> Result<Box<dyn Event>> {
-        self.bind()?;
+        self.gpu.bind()?;
         let event =
-            result::event::create(sys::CUevent_flags::CU_EVENT_DEFAULT).map_err(|e| self.failed("creating an event", e))?;
-        let mark = Mark { event, context: self.context.clone() };
+            result::event::create(sys::CUevent_flags::CU_EVENT_DEFAULT).map_err(|e| self.gpu.failed("creating an event", e))?;
+        let mark = Mark { event, context: self.gpu.context.clone() };
         // SAFETY: event and stream belong to the context that is current.
-        unsafe { result::event::record(mark.event, self.context.stream) }.map_err(|e| self.failed("recording an event", e))?;
+        unsafe { result::event::record(mark.event, self.handle()) }.map_err(|e| self.gpu.failed("recording an event", e))?;
         Ok(Box::new(mark))
     }
 
+    fn wait(&self, event: &dyn Event) -> Result<()> {
+        let mark = Mark::of(event)?;
+        self.gpu.bind()?;
+        let flags = sys::CUevent_wait_flags::CU_EVENT_WAIT_DEFAULT;
+        // SAFETY: the event was recorded, and the driver keeps what it needs of it.
+        unsafe { result::stream::wait_event(self.handle(), mark.event, flags) }
+            .map_err(|e| self.gpu.failed("waiting for an event", e))
+    }
+
     fn synchronize(&self) -> Result<()> {
-        self.bind()?;
-        // SAFETY: the stream lives as long as the context.
-        unsafe { result::stream::synchronize(self.context.stream) }.map_err(|e| self.failed("waiting for the GPU", e))
+        self.gpu.bind()?;
+        self.gpu.context.synchronize().map_err(|e| self.gpu.failed("waiting for the GPU", e))
     }
 }
 
-/// A point in the stream.
+/// A point in a stream.
 struct Mark {
     event: sys::CUevent,
     context: Arc<Context>,
 }
 
+impl Mark {
+    fn of(event: &dyn Event) -> Result<&Self> {
+        event.as_any().downcast_ref().ok_or_else(|| Error::internal("an event of another launcher was given to the driver"))
+    }
+}
+
 impl Event for Mark {
     fn milliseconds_since(&self, start: &dyn Event) -> Result<f64> {
-        let start = start.as_any().downcast_ref::<Mark>().ok_or_else(|| Error::internal("a mark of another launcher"))?;
+        let start = Mark::of(start)?;
         let elapsed = || {
             self.context.bind()?;
             // SAFETY: both events were recorded, and live until their marks are dropped.
@@ -412,11 +454,13 @@ impl Allocator for DeviceAllocator {
     fn region(&self, bytes: usize) -> Result<Arc<Region>> {
         let reserve = || {
             self.context.bind()?;
-            // SAFETY: fresh memory of at least one byte, zeroed in stream order before anyone can see its address.
+            // SAFETY: fresh memory of at least one byte, zeroed before anyone can see its address.
             unsafe {
                 let address = result::malloc_sync(bytes.max(1))?;
                 let block = DeviceBlock { address, context: self.context.clone() };
-                result::memset_d8_async(address, 0, bytes.max(1), self.context.stream)?;
+                let stream = self.context.streams[Stream::Compute as usize];
+                result::memset_d8_async(address, 0, bytes.max(1), stream)?;
+                result::stream::synchronize(stream)?; // other streams do not wait for this one
                 Ok(Arc::new(Region::new(address, bytes, Space::Device, Box::new(block))))
             }
         };
@@ -441,13 +485,11 @@ struct DeviceBlock {
 }
 
 impl Drop for DeviceBlock {
-    /// Waits for the stream first, so that work in flight never outlives its memory.
+    /// Waits for all work first, so that work in flight never outlives its memory.
     fn drop(&mut self) {
         let _ = self.context.bind();
+        let _ = self.context.synchronize();
         // SAFETY: allocated in `region`, freed once, after all work that was issued on it.
-        unsafe {
-            let _ = result::stream::synchronize(self.context.stream);
-            let _ = result::free_sync(self.address);
-        }
+        let _ = unsafe { result::free_sync(self.address) };
     }
 }

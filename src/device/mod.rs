@@ -6,6 +6,7 @@ pub mod emulator;
 pub mod gpu;
 pub mod images;
 pub mod libraries;
+pub mod nvtx;
 
 use crate::error::Result;
 use crate::tensor::{Allocator, View, ViewMut};
@@ -21,14 +22,22 @@ pub struct Launch {
     pub shared_bytes: u32,
 }
 
-/// A point in a stream, for timing.
+/// A device runs the work of a stream in the order in which it was issued, and streams side by side. Events order them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stream {
+    Compute,
+    /// For transfers that hide behind computing.
+    Copy,
+}
+
+/// A point in a stream.
 pub trait Event {
     /// Milliseconds from `start`, a mark of the same launcher, to this one; waits for both.
     fn milliseconds_since(&self, start: &dyn Event) -> Result<f64>;
     fn as_any(&self) -> &dyn std::any::Any;
 }
 
-/// Runs kernels of the embedded images in issue order on one stream.
+/// Runs kernels of the embedded images. What is issued goes to the launcher's stream: [`Stream::Compute`] unless it came from `on`.
 pub trait Launcher: Send {
     /// For people: "NVIDIA H200, driver 580.65" or "emulator".
     fn device(&self) -> String;
@@ -37,18 +46,35 @@ pub trait Launcher: Send {
     fn free_memory(&self) -> Result<Option<usize>> {
         Ok(None)
     }
+    /// Dynamic shared memory that a block may have, in bytes: an H200's, unless the device says otherwise.
+    fn shared_limit(&self) -> u32 {
+        227 << 10
+    }
+    /// The same device, issuing to another stream.
+    fn on(&self, stream: Stream) -> Box<dyn Launcher>;
     /// Launches the kernel of this name with its one parameter struct.
     ///
     /// # Safety
     /// `params` must be the kernel's own parameter struct, and every address in it valid for what the kernel does with it.
     unsafe fn launch(&self, kernel: &str, launch: Launch, params: &[u8]) -> Result<()>;
     fn fill_bytes(&self, value: u8, out: ViewMut) -> Result<()>;
+    /// Copies on the device. Both have the same number of bytes.
+    fn copy(&self, x: View, out: ViewMut) -> Result<()>;
+    /// Copies from the host, and waits for it and all that was issued before on this stream.
     fn upload(&self, bytes: &[u8], out: ViewMut) -> Result<()>;
+    /// Copies to the host, and waits likewise.
     fn download(&self, x: View, out: &mut [u8]) -> Result<()>;
-    /// Dynamic shared memory that a block may have, in bytes: an H200's, unless the device says otherwise.
-    fn shared_limit(&self) -> u32 {
-        227 << 10
-    }
+    /// An event behind what was issued on this stream until now.
     fn mark(&self) -> Result<Box<dyn Event>>;
+    /// What is issued on this stream from now on starts after the event, which may be of another stream.
+    fn wait(&self, event: &dyn Event) -> Result<()>;
+    /// Waits for all work of all streams.
     fn synchronize(&self) -> Result<()>;
+}
+
+fn expect_bytes(what: &str, source: usize, destination: usize) -> Result<()> {
+    if source == destination {
+        return Ok(());
+    }
+    Err(crate::error::Error::internal(format!("{what}: {source} bytes into {destination}")))
 }

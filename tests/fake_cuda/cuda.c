@@ -56,6 +56,7 @@ int cuCtxSetCurrent(void *context) { return current = context != NULL, SUCCESS; 
 int cuStreamCreate(void **stream, unsigned flags) { return *stream = malloc(1), bound(flags == 1 ? SUCCESS : INVALID_VALUE); }
 int cuStreamDestroy_v2(void *stream) { return free(stream), SUCCESS; }
 int cuStreamSynchronize(void *stream) { return (void)stream, bound(pending_error); }
+int cuStreamWaitEvent(void *stream, double *event, unsigned flags) { return bound(stream && event && !flags ? SUCCESS : INVALID_VALUE); }
 
 int cuMemAlloc_v2(uint64_t *address, size_t bytes) {
     if (bytes > (size_t)1 << 40) return OUT_OF_MEMORY;

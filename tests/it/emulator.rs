@@ -2,12 +2,13 @@
 
 use limo_engine::device::emulator::Emulator;
 use limo_engine::device::images::images;
-use limo_engine::device::{Launch, Launcher};
+use limo_engine::device::{Launch, Launcher, Stream};
 use limo_engine::error::Result;
 use limo_engine::ops::cuda::params::{PlantedParams, Ptr};
+use limo_engine::tensor::{DType, Tensor};
 use limo_engine::testing::buffer::Behind;
 use limo_engine::testing::conformance::{self, WRAPPERS};
-use limo_engine::testing::planted::{self, PLANTED};
+use limo_engine::testing::planted::{self, PLANTED, TURN_WITHOUT_TICKET};
 use limo_engine::testing::{FAMILIES, Outputs};
 use std::path::Path;
 
@@ -74,6 +75,107 @@ fn planted_bugs_are_found_and_their_twins_are_clean() {
     }
 }
 
+fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|value| value.to_bits()).collect()
+}
+
+#[test]
+fn turns_in_another_order_than_tickets_end_as_a_deadlock_that_says_so() {
+    for make in [Emulator::plain, Emulator::checked] {
+        let Some(mut emulator) = emulator(make) else { return };
+        let mut run = |seed, bug| {
+            emulator.set_seed(seed);
+            planted::run(&emulator, &TURN_WITHOUT_TICKET, bug)
+        };
+        let expected = bits(&run(0, true).unwrap());
+        assert!((0..6).all(|seed| bits(&run(seed, false).unwrap()) == expected));
+        let reports: Vec<String> = (0..6).filter_map(|seed| run(seed, true).err()).map(|error| error.message).collect();
+        assert!(!reports.is_empty());
+        for report in reports {
+            assert!(report.contains(TURN_WITHOUT_TICKET.finding) && report.contains("blocks have not started"), "{report}");
+        }
+    }
+}
+
+/// Four bugs that in plain mode, too, show as results that depend on the seed, and their twins.
+#[test]
+fn missing_waits_show_in_plain_mode_as_results_that_depend_on_the_seed() {
+    let Some(mut emulator) = emulator(Emulator::plain) else { return };
+    let mut outputs = |planted, bug| -> Vec<Vec<f32>> {
+        let of_seed = |seed| {
+            emulator.set_seed(seed);
+            planted::run(&emulator, planted, bug).unwrap()
+        };
+        (0..12).map(of_seed).collect()
+    };
+    for kernel in ["planted_missing_wait", "planted_wrong_group", "planted_missing_turn", "planted_early_turn"] {
+        let planted = PLANTED.iter().find(|planted| planted.kernel == kernel).unwrap();
+        let (wrong, right) = (outputs(planted, true), outputs(planted, false));
+        assert!(right.iter().all(|output| bits(output) == bits(&right[0])), "{kernel}");
+        assert!(wrong.iter().any(|output| bits(output) != bits(&right[0])), "the bug of {kernel} never shows");
+    }
+}
+
+/// Copies `values` to x on the copy stream, and x to the result on the compute stream; `events` order the two.
+fn through_two_streams(emulator: &Emulator, values: &Tensor, events: bool) -> Result<Vec<f32>> {
+    let [mut x, mut result] = [(); 2].map(|()| Tensor::alone(emulator.allocator(), DType::F32, &[128]).unwrap());
+    let copies = emulator.on(Stream::Copy);
+    emulator.fill_bytes(0, x.view_mut())?;
+    if events {
+        copies.wait(&*emulator.mark()?)?;
+    }
+    copies.copy(values.view(), x.view_mut())?;
+    if events {
+        emulator.wait(&*copies.mark()?)?;
+    }
+    emulator.copy(x.view(), result.view_mut())?;
+    emulator.synchronize()?;
+    let mut bytes = vec![0; result.bytes()];
+    emulator.download(result.view(), &mut bytes)?;
+    Ok(bytemuck::cast_slice(&bytes).to_vec())
+}
+
+#[test]
+fn streams_overtake_one_another_where_no_event_forbids_it() {
+    let Some(mut emulator) = emulator(Emulator::plain) else { return };
+    let mut values = Tensor::alone(emulator.allocator(), DType::F32, &[128]).unwrap();
+    emulator.upload(bytemuck::cast_slice(&[2.5f32; 128]), values.view_mut()).unwrap();
+    let mut results = |events| -> Vec<f32> {
+        let of_seed = |seed| {
+            emulator.set_seed(seed);
+            through_two_streams(&emulator, &values, events).unwrap()[0]
+        };
+        (0..16).map(of_seed).collect()
+    };
+    assert_eq!(results(true), [2.5; 16]);
+    let without = results(false);
+    assert!(without.contains(&2.5) && without.contains(&0.0), "{without:?}");
+}
+
+/// A kernel on one stream reads what another stream has yet to write.
+#[test]
+fn a_missing_event_is_an_unwritten_read_in_checked_mode() {
+    let Some(mut emulator) = emulator(Emulator::checked) else { return };
+    let mut run = |seed, event| -> Result<()> {
+        emulator.set_seed(seed);
+        let [mut x, y] = [(); 2].map(|()| Tensor::alone(emulator.allocator(), DType::F32, &[100]).unwrap());
+        let (input, output) = (Ptr::new(x.view().address()), Ptr::new(y.view().address()));
+        let copies = emulator.on(Stream::Copy);
+        copies.fill_bytes(0, x.view_mut())?;
+        if event {
+            emulator.wait(&*copies.mark()?)?;
+        }
+        let params = PlantedParams { input, output, scratch: Ptr::NULL, count: 100, bug: 0 };
+        let launch = Launch { grid: [1, 1, 1], block: [128, 1, 1], shared_bytes: 0 };
+        // SAFETY: the kernel's own parameter block; both tensors live until all work is done.
+        unsafe { emulator.launch("planted_out_of_bounds", launch, bytemuck::bytes_of(&params))? };
+        emulator.synchronize()
+    };
+    (0..24).for_each(|seed| run(seed, true).unwrap());
+    let reports: Vec<String> = (0..24).filter_map(|seed| run(seed, false).err()).map(|error| error.message).collect();
+    assert!(!reports.is_empty() && reports.iter().all(|report| report.contains("unwritten read: ")), "{reports:?}");
+}
+
 #[test]
 fn a_wrong_order_shows_in_plain_mode_as_results_that_depend_on_the_seed() {
     let Some(mut emulator) = emulator(Emulator::plain) else { return };
@@ -95,7 +197,7 @@ fn memory_of_the_host_is_foreign_to_a_kernel() {
     let Some(emulator) = emulator(Emulator::checked) else { return };
     let host = vec![1.0f32; 128];
     let address = host.as_ptr() as u64;
-    let params = PlantedParams { input: Ptr::new(address), output: Ptr::new(address), count: 128, bug: 0 };
+    let params = PlantedParams { input: Ptr::new(address), output: Ptr::new(address), scratch: Ptr::NULL, count: 128, bug: 0 };
     let launch = Launch { grid: [1, 1, 1], block: [128, 1, 1], shared_bytes: 0 };
     // SAFETY: the checked emulator stops the kernel before its first access.
     let result = unsafe { emulator.launch("planted_out_of_bounds", launch, bytemuck::bytes_of(&params)) };

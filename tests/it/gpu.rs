@@ -8,7 +8,7 @@ use limo_engine::device::driver::Driver;
 use limo_engine::device::gpu::{devices, visible_devices};
 use limo_engine::device::images::Image;
 use limo_engine::device::libraries::{CUBLASLT, NCCL};
-use limo_engine::device::{Launch, Launcher};
+use limo_engine::device::{Launch, Launcher, Stream};
 use limo_engine::error::{Error, Kind};
 use limo_engine::ops::Gemm;
 use limo_engine::ops::cuda::gemm::CublasLt;
@@ -135,6 +135,12 @@ fn driver_allocates_launches_copies_and_times() {
         let end = driver.mark().unwrap();
         assert!(end.milliseconds_since(&*start).unwrap() > 0.009);
         assert_eq!(download(&driver, &copy).view().f32(), [2.0, -4.0, 7.0, 0.5, 18.0]);
+
+        let copies = driver.on(Stream::Copy);
+        copies.wait(&*driver.mark().unwrap()).unwrap();
+        copies.copy(x.view(), copy.view_mut()).unwrap();
+        driver.wait(&*copies.mark().unwrap()).unwrap();
+        assert_eq!(download(&driver, &copy).view().f32(), [1.0, -2.0, 3.5, 0.25, 9.0]);
         driver.fill_bytes(0xFF, out.view_mut()).unwrap();
         assert!(download(&driver, &out).view().f32().iter().all(|v| v.is_nan()));
     });

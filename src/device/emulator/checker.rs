@@ -17,6 +17,15 @@ enum Place {
     Buffer { offset: i64, bytes: usize, start: u64 },
 }
 
+/// What is wrong with an access.
+enum Flaw {
+    Outside,
+    /// Nobody wrote the byte at this address.
+    Unwritten(u64),
+    /// An earlier access, of this kind, to the byte at this address.
+    Race(Stamp, Access, u64),
+}
+
 /// Checks one plain access of the running fiber.
 fn check(address: u64, bytes: usize, access: Access) {
     // SAFETY: instrumented code runs in fibers only.
@@ -25,67 +34,76 @@ fn check(address: u64, bytes: usize, access: Access) {
         return;
     }
     let thread = grid.running.1;
-    let result = match access {
-        Access::Read => grid.check_read(address, bytes, thread),
-        Access::Write => grid.check_write(address, bytes, thread),
-    };
-    if let Err(what) = result.and_then(|()| grid.expect_no_turn(address, bytes, access)) {
+    if let Err(what) = grid.check(address, bytes, access, thread).and_then(|()| grid.expect_no_turn(address, bytes, access)) {
         fail(what);
     }
 }
 
 impl Grid<'_> {
-    /// A read by a thread of the running block.
-    pub fn check_read(&mut self, address: u64, bytes: usize, thread: usize) -> Result<(), String> {
-        self.written(address, bytes, Access::Read)?;
-        self.check_order(address, bytes, Access::Read, thread)?;
-        match self.written(address, bytes, Access::Read)?.iter().position(|written| !written) {
-            None => Ok(()),
-            Some(at) => Err(format!("unwritten read: nobody wrote {}", self.name_of(address + at as u64))),
-        }
+    /// Checks and remembers an access by a thread of the running block; says what is wrong with it.
+    pub fn check(&mut self, address: u64, bytes: usize, access: Access, thread: usize) -> Result<(), String> {
+        self.examine(address, bytes, access, thread).map_err(|flaw| self.describe(flaw, address, bytes, access, thread))
     }
 
-    /// A write by a thread of the running block.
-    pub fn check_write(&mut self, address: u64, bytes: usize, thread: usize) -> Result<(), String> {
-        self.written(address, bytes, Access::Write)?.fill(true);
-        self.check_order(address, bytes, Access::Write, thread)
+    fn examine(&mut self, address: u64, bytes: usize, access: Access, thread: usize) -> Result<(), Flaw> {
+        let now = self.stamp(thread);
+        let block = &mut self.blocks[self.running.0];
+        let (clocks, threads) = (&block.clocks, block.threads.len());
+        let ordered = |earlier: Stamp| clocks.ordered(earlier, thread);
+        let (start, memory) = match block.shared.holds(address, bytes) {
+            true => (block.shared.base, &mut block.shared.memory),
+            false => find(&mut self.buffers, &mut self.recent, address, bytes).ok_or(Flaw::Outside)?,
+        };
+        let offset = (address - start) as usize;
+        let mut rival = None;
+        memory.shadow.cells(offset, bytes, |at, cell| {
+            rival = rival.or_else(|| cell.rival(access, &ordered).map(|(stamp, other)| (stamp, other, at)));
+            cell.remember(now, access, &ordered, threads);
+        });
+        if let Some((stamp, other, at)) = rival {
+            return Err(Flaw::Race(stamp, other, start + at as u64));
+        }
+        let written = &mut memory.written[offset..][..bytes];
+        match access {
+            Access::Write => written.fill(true),
+            Access::Read => {
+                if let Some(at) = written.iter().position(|written| !written) {
+                    return Err(Flaw::Unwritten(address + at as u64));
+                }
+            }
+        }
+        Ok(())
     }
 
     /// A thread of the running block starts a copy to shared memory: until it is waited for, nobody's accesses are ordered after it.
     pub fn begin_copy(&mut self, address: u64, bytes: usize, thread: usize) -> Result<(), String> {
-        self.check_write(address, bytes, thread)?;
-        self.written(address, bytes, Access::Write)?.fill(false);
-        self.stamp_copy(address, bytes, Stamp { clock: Stamp::UNDER_WAY, ..self.stamp(thread) });
+        self.check(address, bytes, Access::Write, thread)?;
+        self.stamp_copy(address, bytes, Stamp { clock: Stamp::UNDER_WAY, ..self.stamp(thread) }, false);
         Ok(())
     }
 
     /// The thread has waited for it: an ordinary write of this moment.
     pub fn end_copy(&mut self, address: u64, bytes: usize, thread: usize) {
-        self.written(address, bytes, Access::Write).expect("a copy in bounds").fill(true);
-        self.stamp_copy(address, bytes, self.stamp(thread));
+        self.stamp_copy(address, bytes, self.stamp(thread), true);
     }
 
-    fn stamp_copy(&mut self, address: u64, bytes: usize, stamp: Stamp) {
-        let shadow = &mut self.blocks[self.running.0].shared.shadow;
-        shadow.cells(address, bytes, |_, cell| *cell = Cell { write: Some(stamp), reads: Reads::Nobody });
+    fn stamp_copy(&mut self, address: u64, bytes: usize, stamp: Stamp, written: bool) {
+        let shared = &mut self.blocks[self.running.0].shared;
+        let offset = (address - shared.base) as usize;
+        shared.memory.shadow.cells(offset, bytes, |_, cell| *cell = Cell { write: Some(stamp), reads: Reads::Nobody });
+        shared.memory.written[offset..][..bytes].fill(written);
     }
 
-    /// An access to a word of tickets or turns. Those order themselves; what came before the `first` of them is checked.
-    pub fn check_word(&mut self, address: u64, first: bool, write: bool, thread: usize) -> Result<(), String> {
-        let bytes = size_of::<u32>();
-        if first {
-            self.check_read(address, bytes, thread)?;
-            self.check_write(address, bytes, thread)
-        } else if write {
-            self.written(address, bytes, Access::Write).map(|written| written.fill(true))
-        } else {
-            Ok(())
-        }
+    /// The first use of a word as a ticket or turn: what plain accesses came before must be ordered. Later uses order themselves.
+    pub fn check_word(&mut self, address: u64, thread: usize) -> Result<(), String> {
+        [Access::Read, Access::Write].into_iter().try_for_each(|access| self.check(address, size_of::<u32>(), access, thread))
     }
 
     fn expect_no_turn(&self, address: u64, bytes: usize, access: Access) -> Result<(), String> {
-        let end = address + bytes as u64;
-        match self.turns.range(address.saturating_sub(3)..end).next() {
+        if self.turns.is_empty() {
+            return Ok(());
+        }
+        match self.turns.range(address.saturating_sub(3)..address + bytes as u64).next() {
             None => Ok(()),
             Some((&word, _)) => Err(format!("race: a plain {access:?} of a ticket or turn in {}", self.name_of(word))),
         }
@@ -96,43 +114,17 @@ impl Grid<'_> {
         Stamp { block: block.linear as u32, thread: thread as u32, clock: block.clocks.of(thread) }
     }
 
-    /// Which bytes of a span were written; an error where the span is not all of one buffer's or of shared memory.
-    fn written(&mut self, address: u64, bytes: usize, access: Access) -> Result<&mut [bool], String> {
-        let slot = self.running.0;
-        let shared = &self.blocks[slot].shared;
-        let offset = address.wrapping_sub(shared.base());
-        if offset < shared.bytes as u64 && bytes as u64 <= shared.bytes as u64 - offset {
-            return Ok(&mut self.blocks[slot].shared.written[offset as usize..][..bytes]);
+    fn describe(&self, flaw: Flaw, address: u64, bytes: usize, access: Access, thread: usize) -> String {
+        match flaw {
+            Flaw::Race(rival, other, at) => self.describe_race(self.stamp(thread), rival, access, other, at),
+            Flaw::Unwritten(at) => format!("unwritten read: nobody wrote {}", self.name_of(at)),
+            Flaw::Outside if self.place_of(address).is_some() => {
+                format!("out of bounds: a {access:?} of {bytes} bytes at {}", self.name_of(address))
+            }
+            Flaw::Outside => {
+                format!("foreign access: a {access:?} of {bytes} bytes at {address:#x}, memory that is not the kernel's")
+            }
         }
-        if find(self.buffers, address, bytes).is_none() {
-            return Err(match self.place_of(address) {
-                Some(_) => format!("out of bounds: a {access:?} of {bytes} bytes at {}", self.name_of(address)),
-                None => {
-                    format!("foreign access: a {access:?} of {bytes} bytes at {address:#x}, memory that is not the kernel's")
-                }
-            });
-        }
-        let (start, buffer) = find(self.buffers, address, bytes).expect("just found");
-        Ok(&mut buffer.written[(address - start) as usize..][..bytes])
-    }
-
-    /// Finds an access of another thread that nothing orders before this one, and remembers this one.
-    fn check_order(&mut self, address: u64, bytes: usize, access: Access, thread: usize) -> Result<(), String> {
-        let now = self.stamp(thread);
-        let slot = self.running.0;
-        let shared = &mut self.blocks[slot].shared;
-        let in_shared = address.wrapping_sub(shared.base()) < shared.bytes as u64;
-        // Taken out while the clocks of the block are asked.
-        let mut shadow = std::mem::take(if in_shared { &mut shared.shadow } else { &mut self.shadow });
-        let block = self.running_block();
-        let ordered = |earlier: Stamp| block.clocks.ordered(earlier, thread);
-        let mut rival = None;
-        shadow.cells(address, bytes, |at, cell| {
-            rival = rival.or_else(|| cell.rival(access, &ordered).map(|(stamp, other)| (stamp, other, at)));
-            cell.remember(now, access, &ordered, block.threads.len());
-        });
-        *(if in_shared { &mut self.blocks[slot].shared.shadow } else { &mut self.shadow }) = shadow;
-        rival.map_or(Ok(()), |(stamp, other, at)| Err(self.describe_race(now, stamp, access, other, at)))
     }
 
     fn describe_race(&self, now: Stamp, rival: Stamp, access: Access, other: Access, address: u64) -> String {
@@ -158,13 +150,11 @@ impl Grid<'_> {
             (offset >= -zone && offset < bytes as i64 + zone).then_some(offset)
         };
         let shared = &self.running_block().shared;
-        if let Some(offset) = near(shared.base(), shared.bytes) {
-            return Some(Place::Shared { offset, bytes: shared.bytes });
+        if let Some(offset) = near(shared.base, shared.memory.bytes) {
+            return Some(Place::Shared { offset, bytes: shared.memory.bytes });
         }
-        let below = self.buffers.range(..=address).next_back();
-        let above = self.buffers.range(address..).next();
-        [below, above].into_iter().flatten().find_map(|(&start, buffer)| {
-            near(start, buffer.bytes).map(|offset| Place::Buffer { offset, bytes: buffer.bytes, start })
+        self.buffers.iter().find_map(|(start, buffer)| {
+            near(*start, buffer.bytes).map(|offset| Place::Buffer { offset, bytes: buffer.bytes, start: *start })
         })
     }
 

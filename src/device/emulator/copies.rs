@@ -2,6 +2,7 @@
 //! something about copies, or at the wait that covers its group. Until that wait, what it writes is nobody's to read.
 
 use super::intrinsics::{fail, grid};
+use super::shadow::Access;
 
 /// Bytes that a copy writes.
 const BYTES: usize = 16;
@@ -37,13 +38,12 @@ pub fn start(to: u64, from: u64, bytes: u32) {
     if let Some(address) = [to, from].into_iter().find(|address| address % BYTES as u64 != 0) {
         fail(format!("misaligned: an asynchronous copy of 16 bytes at {address:#x}"));
     }
-    let shared = &grid().running_block().shared;
-    if to.wrapping_sub(shared.base()).saturating_add(BYTES as u64) > shared.bytes as u64 {
+    if !grid().running_block().shared.holds(to, BYTES) {
         fail(format!("out of bounds: an asynchronous copy to {}, outside of shared memory", grid().name_of(to)));
     }
     let thread = grid().running.1;
     if grid().checked {
-        let read = if bytes > 0 { grid().check_read(from, bytes as usize, thread) } else { Ok(()) };
+        let read = if bytes > 0 { grid().check(from, bytes as usize, Access::Read, thread) } else { Ok(()) };
         read.and_then(|()| grid().begin_copy(to, BYTES, thread)).unwrap_or_else(|what| fail(what));
     }
     // SAFETY: within the block's shared memory.
@@ -69,7 +69,7 @@ pub fn wait(pending: u32) {
         }
         if grid().checked {
             // Again: the source must still be what it was, whenever the copy read it.
-            let read = if copy.bytes > 0 { grid().check_read(copy.from, copy.bytes, thread) } else { Ok(()) };
+            let read = if copy.bytes > 0 { grid().check(copy.from, copy.bytes, Access::Read, thread) } else { Ok(()) };
             read.unwrap_or_else(|what| fail(format!("{what} (the source of a copy under way)")));
             grid().end_copy(copy.to, BYTES, thread);
         }

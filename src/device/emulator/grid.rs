@@ -3,7 +3,7 @@
 use super::clocks::{Clocks, Past};
 use super::copies::{self, Copies};
 use super::fiber::{Stack, Suspended, switch};
-use super::memory::{Buffers, RED_ZONE};
+use super::memory::{Buffer, Buffers, RED_ZONE};
 use super::shadow::Shadow;
 use super::warp::{WARP, Warp};
 use super::{KernelEntry, fault::Fault};
@@ -117,22 +117,21 @@ impl Queue {
 
 /// The dynamic shared memory of a block, between red zones.
 pub struct SharedBuffer {
-    words: Vec<u64>,
-    pub bytes: usize,
-    /// In checked mode, a flag a byte: a thread wrote it.
-    pub written: Vec<bool>,
-    /// The last accesses to it.
-    pub shadow: Shadow,
+    pub base: u64,
+    pub memory: Buffer,
+    _words: Vec<u64>,
 }
 
 impl SharedBuffer {
     /// Filled with NaN, because a GPU leaves there what the last block left.
     fn new(bytes: usize, checked: bool) -> Self {
         let words = vec![u64::MAX; (bytes + 2 * RED_ZONE) / 8 + 1024 / 8 + 1];
-        SharedBuffer { words, bytes, written: vec![false; if checked { bytes } else { 0 }], shadow: Shadow::default() }
+        let base = (words.as_ptr() as u64 + RED_ZONE as u64).next_multiple_of(1024);
+        SharedBuffer { base, memory: Buffer::new(bytes, checked), _words: words }
     }
-    pub fn base(&self) -> u64 {
-        (self.words.as_ptr() as u64 + RED_ZONE as u64).next_multiple_of(1024)
+    pub fn holds(&self, address: u64, bytes: usize) -> bool {
+        let offset = address.wrapping_sub(self.base);
+        offset < self.memory.bytes as u64 && bytes as u64 <= self.memory.bytes as u64 - offset
     }
 }
 
@@ -149,9 +148,9 @@ pub struct Grid<'a> {
     pub kernel: &'a KernelEntry,
     pub params: &'a [u8],
     pub launch: Launch,
-    pub buffers: &'a mut Buffers,
-    /// The last accesses to global memory. A launch starts without any: launches happen one after another.
-    pub shadow: Shadow,
+    /// Global memory by first address, and which of it was found last.
+    pub buffers: Vec<(u64, &'a mut Buffer)>,
+    pub recent: usize,
     pub checked: bool,
     /// Resident blocks; a slot is reused when its block ends.
     pub blocks: Vec<Block>,
@@ -190,6 +189,8 @@ impl<'a> Grid<'a> {
         checked: bool,
         seed: u64,
     ) -> Self {
+        // Launches of one stream happen one after another: none races with what came before.
+        buffers.values_mut().for_each(|buffer| buffer.shadow = Shadow::default());
         let blocks: usize = launch.grid.iter().map(|&n| n as usize).product();
         let mut unstarted: Vec<usize> = (0..blocks).rev().collect();
         if seed != 0 {
@@ -199,8 +200,8 @@ impl<'a> Grid<'a> {
             kernel,
             params,
             launch,
-            buffers,
-            shadow: Shadow::default(),
+            buffers: buffers.iter_mut().map(|(&start, buffer)| (start, buffer)).collect(),
+            recent: 0,
             checked,
             blocks: Vec::new(),
             unstarted,

@@ -3,6 +3,7 @@
 use super::copies;
 use super::fault::Fault;
 use super::grid::{BARRIERS, Grid, Index, current, hand_over, wait};
+use super::shadow::Access;
 use super::turns;
 use super::warp::{WARP, WarpOp};
 
@@ -24,7 +25,7 @@ extern "C" fn limo_grid_extent() -> Index {
 }
 #[unsafe(no_mangle)]
 extern "C" fn limo_shared_base() -> *mut u8 {
-    grid().running_block().shared.base() as *mut u8
+    grid().running_block().shared.base as *mut u8
 }
 #[unsafe(no_mangle)]
 extern "C" fn limo_block_barrier() {
@@ -187,7 +188,7 @@ fn check_collective(op: WarpOp, first: usize) {
                 let row = grid().blocks[slot].warps[first / WARP].row(lane);
                 // The row is read for other lanes too: who wrote it without a barrier is unordered with one of any two.
                 for reader in [lane, (lane + 1) % WARP] {
-                    grid().check_read(row, 16, first + reader).unwrap_or_else(|what| fail(what));
+                    grid().check(row, 16, Access::Read, first + reader).unwrap_or_else(|what| fail(what));
                 }
             }
         }

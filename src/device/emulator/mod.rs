@@ -8,20 +8,19 @@ mod fault;
 mod fiber;
 mod grid;
 mod intrinsics;
+mod machine;
 mod memory;
 mod shadow;
 mod turns;
 mod warp;
 
-use super::{Event, Launch, Launcher};
+use super::{Event, Launch, Launcher, Stream, expect_bytes};
 use crate::error::{Error, Result};
 use crate::tensor::{Allocator, View, ViewMut};
-use fiber::Stack;
-use grid::Grid;
-use memory::Memory;
+use machine::{Machine, Moment, Work};
 use std::any::Any;
 use std::ffi::{CStr, c_char, c_void};
-use std::sync::Mutex;
+use std::sync::Arc;
 use std::time::Instant;
 use warp::WARP;
 
@@ -31,11 +30,9 @@ const MOST_SHARED_BYTES: u32 = 227 << 10;
 
 /// A device of host memory whose kernels run in fibers. Threads take turns in an order that the seed chooses.
 pub struct Emulator {
-    memory: Memory,
+    machine: Arc<Machine>,
     kernels: &'static [KernelEntry],
-    checked: bool,
-    seed: u64,
-    stacks: Mutex<Vec<Stack>>,
+    stream: Stream,
 }
 
 impl Emulator {
@@ -54,22 +51,27 @@ impl Emulator {
             Error::usage("this binary was built without the emulator: no C++ compiler was found")
                 .help("install g++ or clang++ and build again")
         })?;
-        Ok(Emulator { memory: Memory::new(checked), kernels, checked, seed, stacks: Mutex::default() })
+        Ok(Emulator { machine: Arc::new(Machine::new(checked, seed)), kernels, stream: Stream::Compute })
     }
 
-    /// Chooses another order of blocks, warps and lanes; 0 is the natural one.
+    /// Chooses another order of streams, blocks, warps and lanes; 0 is the natural one.
     pub fn set_seed(&mut self, seed: u64) {
-        self.seed = seed;
+        self.machine.set_seed(seed);
     }
 }
 
 impl Launcher for Emulator {
     fn device(&self) -> String {
-        format!("emulator{}, seed {}", if self.checked { ", checked" } else { "" }, self.seed)
+        format!("emulator{}, seed {}", if self.machine.checked { ", checked" } else { "" }, self.machine.seed())
     }
 
     fn allocator(&self) -> &dyn Allocator {
-        &self.memory
+        &self.machine
+    }
+
+    fn on(&self, stream: Stream) -> Box<dyn Launcher> {
+        self.machine.open(stream);
+        Box::new(Emulator { machine: self.machine.clone(), kernels: self.kernels, stream })
     }
 
     unsafe fn launch(&self, kernel: &str, launch: Launch, params: &[u8]) -> Result<()> {
@@ -80,35 +82,48 @@ impl Launcher for Emulator {
             let (given, expected) = (params.len(), entry.params_bytes);
             return Err(Error::internal(format!("{kernel} takes {expected} bytes of parameters, not {given}")));
         }
-        let mut buffers = self.memory.lock();
-        let mut stacks = self.stacks.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        Grid::new(entry, params, launch, &mut buffers, self.checked, self.seed).run(&mut stacks).map_err(Error::from)
+        self.machine.issue(self.stream, Work::Launch { kernel: entry, launch, params: params.to_vec() })
     }
 
     fn fill_bytes(&self, value: u8, out: ViewMut) -> Result<()> {
-        self.memory.note_written(out.address(), out.bytes())?;
-        out.raw_bytes().fill(value);
-        Ok(())
+        self.machine.issue(self.stream, Work::Fill { value, to: out.address(), bytes: out.bytes() })
+    }
+
+    fn copy(&self, x: View, out: ViewMut) -> Result<()> {
+        expect_bytes("copy", x.bytes(), out.bytes())?;
+        self.machine.issue(self.stream, Work::Copy { from: x.address(), to: out.address(), bytes: x.bytes() })
     }
 
     fn upload(&self, bytes: &[u8], out: ViewMut) -> Result<()> {
-        self.memory.note_written(out.address(), out.bytes())?;
-        out.raw_bytes().copy_from_slice(bytes);
-        Ok(())
+        expect_bytes("upload", bytes.len(), out.bytes())?;
+        self.machine.issue(self.stream, Work::Upload { data: bytes.to_vec(), to: out.address() })?;
+        self.machine.finish(self.stream)
     }
 
     fn download(&self, x: View, out: &mut [u8]) -> Result<()> {
+        expect_bytes("download", x.bytes(), out.len())?;
+        self.machine.finish(self.stream)?;
         out.copy_from_slice(x.raw_bytes());
         Ok(())
     }
 
     fn mark(&self) -> Result<Box<dyn Event>> {
-        Ok(Box::new(Mark(Instant::now())))
+        let moment = Moment::default();
+        self.machine.issue(self.stream, Work::Record(moment.clone()))?;
+        Ok(Box::new(Mark { moment, machine: self.machine.clone(), stream: self.stream }))
     }
 
-    /// Launches return when they have run.
+    fn wait(&self, event: &dyn Event) -> Result<()> {
+        let mark = Mark::of(event)?;
+        if !Arc::ptr_eq(&mark.machine, &self.machine) {
+            return Err(Error::internal("an event of another emulator cannot be waited for"));
+        }
+        self.machine.issue(self.stream, Work::Wait(mark.moment.clone()))
+    }
+
     fn synchronize(&self) -> Result<()> {
-        Ok(())
+        self.machine.finish(Stream::Compute)?;
+        self.machine.finish(Stream::Copy)
     }
 }
 
@@ -122,13 +137,28 @@ fn check_extent(kernel: &str, launch: &Launch) -> Result<()> {
     Err(Error::internal(format!("{kernel} cannot be launched as {launch:?}")))
 }
 
-struct Mark(Instant);
+/// A point in a stream.
+struct Mark {
+    moment: Moment,
+    machine: Arc<Machine>,
+    stream: Stream,
+}
+
+impl Mark {
+    fn of(event: &dyn Event) -> Result<&Self> {
+        event.as_any().downcast_ref().ok_or_else(|| Error::internal("an event of another launcher was given to the emulator"))
+    }
+
+    fn moment(&self) -> Result<Instant> {
+        self.machine.finish(self.stream)?;
+        self.moment.get().copied().ok_or_else(|| Error::internal("an event that never happened"))
+    }
+}
 
 impl Event for Mark {
     fn milliseconds_since(&self, start: &dyn Event) -> Result<f64> {
-        let start = start.as_any().downcast_ref::<Mark>();
-        let start = start.ok_or_else(|| Error::internal("a mark of another launcher was given to the emulator"))?;
-        Ok(self.0.duration_since(start.0).as_secs_f64() * 1e3)
+        let start = Mark::of(start)?.moment()?;
+        Ok(self.moment()?.duration_since(start).as_secs_f64() * 1e3)
     }
     fn as_any(&self) -> &dyn Any {
         self

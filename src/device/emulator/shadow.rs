@@ -1,7 +1,6 @@
 //! What is remembered of memory in checked mode: who wrote each byte last, and who has read it since.
 
 use super::clocks::Stamp;
-use std::collections::HashMap;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Access {
@@ -9,17 +8,17 @@ pub enum Access {
     Write,
 }
 
-/// The last accesses to some memory.
+/// The last accesses to some memory, in pages that exist once they were touched.
 #[derive(Default)]
 pub struct Shadow {
-    pages: HashMap<u64, Page>,
+    pages: Vec<Option<Box<Page>>>,
 }
 
-const PAGE: u64 = 64;
+const PAGE: usize = 64;
 
 /// Cells of equal size, a power of two: of 16 bytes until a smaller access comes.
 struct Page {
-    cell_bytes: u64,
+    cell_bytes: usize,
     cells: Vec<Cell>,
 }
 
@@ -50,17 +49,20 @@ pub struct Readers {
 }
 
 impl Shadow {
-    /// Visits the cells of a span with the first address of each.
-    pub fn cells(&mut self, address: u64, bytes: usize, mut visit: impl FnMut(u64, &mut Cell)) {
-        let end = address + bytes as u64;
-        let mut at = address;
+    /// Visits the cells of `bytes` bytes from `offset` on, with the first offset of each.
+    pub fn cells(&mut self, offset: usize, bytes: usize, mut visit: impl FnMut(usize, &mut Cell)) {
+        let end = offset + bytes;
+        let mut at = offset;
         while at < end {
             // One page, or the part of it that the span covers: nearly always all of the span.
             let page_end = end.min((at / PAGE + 1) * PAGE);
-            let page = self.pages.entry(at / PAGE).or_insert_with(Page::new);
+            if self.pages.len() <= at / PAGE {
+                self.pages.resize_with(at / PAGE + 1, || None);
+            }
+            let page = self.pages[at / PAGE].get_or_insert_with(|| Box::new(Page::new()));
             page.refine(at | page_end);
             while at < page_end {
-                visit(at, &mut page.cells[(at % PAGE / page.cell_bytes) as usize]);
+                visit(at, &mut page.cells[at % PAGE / page.cell_bytes]);
                 at += page.cell_bytes;
             }
         }
@@ -69,14 +71,14 @@ impl Shadow {
 
 impl Page {
     fn new() -> Self {
-        Page { cell_bytes: 16, cells: vec![Cell::default(); PAGE as usize / 16] }
+        Page { cell_bytes: 16, cells: vec![Cell::default(); PAGE / 16] }
     }
 
     /// Splits cells until borders lie at all multiples of the lowest bit of `borders`.
-    fn refine(&mut self, borders: u64) {
+    fn refine(&mut self, borders: usize) {
         let bytes = (1 << borders.trailing_zeros().min(4)).min(self.cell_bytes);
         if bytes < self.cell_bytes {
-            let copies = (self.cell_bytes / bytes) as usize;
+            let copies = self.cell_bytes / bytes;
             self.cells = self.cells.iter().flat_map(|cell| std::iter::repeat_n(cell, copies).cloned()).collect();
             self.cell_bytes = bytes;
         }

@@ -6,7 +6,7 @@ use super::intrinsics::{fail, grid};
 /// Returns what the counter held, and leaves one more.
 pub fn take_ticket(counter: *mut u32) -> u32 {
     hand_over();
-    claim(counter as u64, true);
+    claim(counter as u64);
     // SAFETY: the kernel's own pointer.
     unsafe {
         let ticket = *counter;
@@ -19,7 +19,7 @@ pub fn take_ticket(counter: *mut u32) -> u32 {
 pub fn ordered_wait(turn_address: *const u32, turn: u32) {
     hand_over();
     let address = turn_address as u64;
-    claim(address, false);
+    claim(address);
     // SAFETY: the kernel's own pointer. Another turn may have been passed before this fiber runs again.
     while unsafe { turn_address.read() } != turn {
         let (slot, thread) = grid().running;
@@ -35,7 +35,7 @@ pub fn ordered_wait(turn_address: *const u32, turn: u32) {
 /// Stores `turn` and wakes whoever waits for it.
 pub fn pass_turn(turn_address: *mut u32, turn: u32) {
     let address = turn_address as u64;
-    claim(address, true);
+    claim(address);
     // SAFETY: the kernel's own pointer.
     unsafe { turn_address.write(turn) };
     let (slot, thread) = grid().running;
@@ -50,13 +50,10 @@ pub fn pass_turn(turn_address: *mut u32, turn: u32) {
 
 /// In checked mode, makes a word one of tickets or turns for the rest of the launch: plain accesses to it are races from then on, as are
 /// those before that nothing orders.
-fn claim(address: u64, write: bool) {
-    if grid().checked {
+fn claim(address: u64) {
+    if grid().checked && !grid().turns.contains_key(&address) {
         let thread = grid().running.1;
-        let first = !grid().turns.contains_key(&address);
-        grid().check_word(address, first, write, thread).unwrap_or_else(|what| fail(what));
-        if first {
-            grid().turns.insert(address, Default::default());
-        }
+        grid().check_word(address, thread).unwrap_or_else(|what| fail(what));
+        grid().turns.insert(address, Default::default());
     }
 }

@@ -99,10 +99,10 @@ impl Warp {
                         }
                     }
                 }
-                for column in 0..8 {
+                let products: [f32; 8] = std::array::from_fn(|column| halves[0][column] + halves[1][column]);
+                for (column, product) in products.into_iter().enumerate() {
                     let (register, lane) = (2 * upper + column % 2, 4 * group + column / 2);
-                    let sum = f32::from_bits(sums[register][lane]) + (halves[0][column] + halves[1][column]);
-                    self.taken[register][lane] = sum.to_bits();
+                    self.taken[register][lane] = (f32::from_bits(sums[register][lane]) + product).to_bits();
                 }
             }
         }

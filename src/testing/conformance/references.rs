@@ -73,7 +73,7 @@ pub fn reciprocal_sqrt(input: &[u32]) -> Vec<f32> {
 }
 
 pub fn multiply_high(input: &[u32]) -> Vec<u32> {
-    (0..WORDS).map(|i| (u64::from(input[i]) * u64::from(input[(i + 1) % WORDS]) >> 32) as u32).collect()
+    (0..WORDS).map(|i| ((u64::from(input[i]) * u64::from(input[(i + 1) % WORDS])) >> 32) as u32).collect()
 }
 
 pub fn square_root(input: &[u32]) -> Vec<f32> {
@@ -114,13 +114,13 @@ fn near(exact: f64, ulps: f64) -> Near {
 
 /// PTX ISA, ex2.approx.ftz.f32: 2 ulp.
 pub fn exp2_approximate(input: &[u32]) -> Vec<Near> {
-    let exponent = |i: usize| if i % 2 == 0 { 160.0 * value(input, i) } else { value(input, i) };
+    let exponent = |i: usize| if i.is_multiple_of(2) { 160.0 * value(input, i) } else { value(input, i) };
     (0..WORDS).map(|i| near(f64::from(exponent(i)).exp2(), 2.0)).collect()
 }
 
 /// PTX ISA, lg2.approx.ftz.f32: 2⁻²² absolute between 0.5 and 2, relative elsewhere.
 pub fn log2_approximate(input: &[u32]) -> Vec<Near> {
-    let argument = |i: usize| flushed(if i % 2 == 0 { 2.0 * value(input, i) } else { value(input, i) });
+    let argument = |i: usize| flushed(if i.is_multiple_of(2) { 2.0 * value(input, i) } else { value(input, i) });
     let logarithm = |x: f32| {
         let exact = f64::from(x).log2();
         let relative = if (0.5..=2.0).contains(&x) { 1.0 } else { exact.abs() };
@@ -169,7 +169,7 @@ pub fn copies(input: &[u32]) -> Vec<u32> {
     let chunk = |i: usize| {
         let from = i / THREADS * THREADS + THREADS - 1 - i % THREADS;
         let words = [0, 1, 2, 3].map(|word| input[4 * from + word]);
-        if from % 5 == 0 { [0; 4] } else { words }
+        if from.is_multiple_of(5) { [0; 4] } else { words }
     };
     (0..WORDS / 4).flat_map(chunk).collect()
 }

@@ -9,6 +9,8 @@ use bytemuck::{Pod, Zeroable};
 pub struct PlantedParams {
     pub input: Ptr<f32>,
     pub output: Ptr<f32>,
+    /// [2] zeros: a counter and a turn.
+    pub scratch: Ptr<u32>,
     /// Elements of both.
     pub count: u64,
     /// 1: with the bug; 0: the correct twin.
