@@ -44,7 +44,7 @@ impl Wrapper {
     }
 }
 
-pub const WRAPPERS: [Wrapper; 29] = [
+pub const WRAPPERS: [Wrapper; 31] = [
     Wrapper::new("pack_bf16x2", Words(references::pack_bf16x2)),
     Wrapper::new("unpack_bf16", Words(references::unpack_bf16)),
     Wrapper::new("multiply_add", Floats(references::multiply_add)),
