@@ -1,5 +1,5 @@
 // AdamW, version 1: naive.
-// Idea: a thread an element. Everything is read once and written once already; what is lost is that a thread has 18 bytes on their way.
+// Idea: a thread an element. Everything is read once and written once already; what is lost is that a thread has 16 bytes on their way.
 // Gain: the baseline. Not yet measured on a GPU.
 // N elements; exact masters, moments and gradient in f32.
 #include "adamw/update.cuh"

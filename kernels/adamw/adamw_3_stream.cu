@@ -10,11 +10,9 @@ namespace limo {
 
 // The moments of eight elements in f32 or bf16.
 template <typename T> struct Moments {
-    static __device__ __forceinline__ f32x8 load_m(const AdamWParams &p, uint64_t begin, uint32_t there) {
-        return load8(reinterpret_cast<const T *>(p.m.address) + begin, there);
-    }
-    static __device__ __forceinline__ f32x8 load_v(const AdamWParams &p, uint64_t begin, uint32_t there) {
-        return load8(reinterpret_cast<const T *>(p.v.address) + begin, there);
+    static __device__ __forceinline__ void load(const AdamWParams &p, uint64_t begin, uint32_t there, f32x8 &m, f32x8 &v) {
+        m = load8(reinterpret_cast<const T *>(p.m.address) + begin, there);
+        v = load8(reinterpret_cast<const T *>(p.v.address) + begin, there);
     }
     static __device__ __forceinline__ void store(const AdamWParams &p, uint64_t begin, uint32_t there, const f32x8 &m, const f32x8 &v,
                                                  const Draws &draws) {
@@ -31,11 +29,11 @@ template <typename T> struct Moments {
 
 // In 8 bits.
 template <> struct Moments<uint8_t> {
-    static __device__ __forceinline__ f32x8 load_m(const AdamWParams &p, uint64_t begin, uint32_t there) {
-        return load8_codes<false>(p.m + begin, p.m_scales[begin / ADAMW_BLOCK], there);
-    }
-    static __device__ __forceinline__ f32x8 load_v(const AdamWParams &p, uint64_t begin, uint32_t there) {
-        return load8_codes<true>(p.v + begin, p.v_scales[begin / ADAMW_BLOCK], there);
+    static __device__ __forceinline__ void load(const AdamWParams &p, uint64_t begin, uint32_t there, f32x8 &m, f32x8 &v) {
+        const float m_scale = p.m_scales[begin / ADAMW_BLOCK], v_scale = p.v_scales[begin / ADAMW_BLOCK];
+        const codes8 m_codes = load8_codes(p.m + begin, there), v_codes = load8_codes(p.v + begin, there);
+        m = decode8<false>(m_codes, m_scale); // only now: decoding waits for its load, and would keep the next from being issued
+        v = decode8<true>(v_codes, v_scale);
     }
     static __device__ __forceinline__ void store(const AdamWParams &p, uint64_t begin, uint32_t there, const f32x8 &m, const f32x8 &v,
                                                  const Draws &draws) {
@@ -53,7 +51,8 @@ template <typename State, bool EXACT, typename Grad> __device__ __forceinline__ 
     const uint32_t there = elements_there(begin, p.count);
     const f32x8 grad = load8(reinterpret_cast<const Grad *>(p.grad.address) + begin, there);
     f32x8 param = EXACT ? load8_masters(p, begin, there) : load8(p.param + begin, there);
-    f32x8 m = Moments<State>::load_m(p, begin, there), v = Moments<State>::load_v(p, begin, there);
+    f32x8 m, v;
+    Moments<State>::load(p, begin, there, m, v);
     Draws draws;
     if constexpr (!EXACT || sizeof(State) < 4) draws = draw8(p, begin); // while the loads are on their way
 #pragma unroll

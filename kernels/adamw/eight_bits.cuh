@@ -12,9 +12,9 @@ static_assert(ADAMW_BLOCK == WARP * CHUNK, "a warp holds a block");
 // Mantissa bits of an f32 that a code lacks.
 constexpr int CUT = 20;
 
-// Eight codes: one access.
+// Eight codes: one access. Code i is byte i % 4 of word i / 4.
 struct alignas(8) codes8 {
-    uint8_t at[8];
+    uint32_t words[2];
 };
 
 // SQUARE: of v; otherwise of m.
@@ -55,19 +55,20 @@ __device__ __forceinline__ float scale_of(float largest) {
     return bits_as_float(exponent > SMALLEST ? exponent : SMALLEST);
 }
 
-template <bool SQUARE> __device__ __forceinline__ f32x8 load8_codes(const uint8_t *codes_gmem, float scale, uint32_t there) {
+__device__ __forceinline__ codes8 load8_codes(const uint8_t *codes_gmem, uint32_t there) {
+    if (there == CHUNK) return *reinterpret_cast<const codes8 *>(codes_gmem);
     codes8 codes = {};
-    if (there == CHUNK) {
-        codes = *reinterpret_cast<const codes8 *>(codes_gmem);
-    } else {
 #pragma unroll
-        for (uint32_t i = 0; i < CHUNK; ++i) {
-            if (i < there) codes.at[i] = codes_gmem[i];
-        }
+    for (uint32_t i = 0; i < CHUNK; ++i) {
+        if (i < there) codes.words[i / 4] |= uint32_t(codes_gmem[i]) << 8 * (i % 4);
     }
+    return codes;
+}
+
+template <bool SQUARE> __device__ __forceinline__ f32x8 decode8(const codes8 &codes, float scale) {
     f32x8 values;
 #pragma unroll
-    for (int i = 0; i < 8; ++i) values.at[i] = EightBits<SQUARE>::decode(codes.at[i], scale);
+    for (int i = 0; i < 8; ++i) values.at[i] = EightBits<SQUARE>::decode(codes.words[i / 4] >> 8 * (i % 4) & 0xff, scale);
     return values;
 }
 
@@ -76,15 +77,15 @@ template <bool SQUARE, typename Random>
 __device__ __forceinline__ void store8_codes(uint8_t *codes_gmem, float *scale_gmem, uint32_t there, const f32x8 &values, Random random) {
     const float scale = scale_of(largest_of_block(values));
     const float inverse = 1.0f / scale;
-    codes8 codes;
+    codes8 codes = {};
 #pragma unroll
-    for (int i = 0; i < 8; ++i) codes.at[i] = uint8_t(EightBits<SQUARE>::encode(values.at[i], inverse, random(i)));
+    for (int i = 0; i < 8; ++i) codes.words[i / 4] |= EightBits<SQUARE>::encode(values.at[i], inverse, random(i)) << 8 * (i % 4);
     if (there == CHUNK) {
         *reinterpret_cast<codes8 *>(codes_gmem) = codes;
     } else {
 #pragma unroll
         for (uint32_t i = 0; i < CHUNK; ++i) {
-            if (i < there) codes_gmem[i] = codes.at[i];
+            if (i < there) codes_gmem[i] = uint8_t(codes.words[i / 4] >> 8 * (i % 4));
         }
     }
     if (lane_index() == 0) *scale_gmem = scale;

@@ -34,6 +34,14 @@ extern "C" __global__ void conformance_st128_global(const __grid_constant__ Conf
     }
 }
 
+extern "C" __global__ void conformance_st128_stream(const __grid_constant__ ConformanceParams p) {
+    for (uint64_t i = 4 * threadIdx.x; i < p.words; i += 4 * blockDim.x) {
+        vec128 words;
+        for (int j = 0; j < 4; ++j) words.at[j] = p.input[i + j];
+        st128_stream(p.output + i, words);
+    }
+}
+
 // Even words: where the base lies within 1024 bytes. Odd words: a value that went through the last carved element.
 extern "C" __global__ void conformance_shared_base(const __grid_constant__ ConformanceParams p) {
     SharedMemory shared;

@@ -44,7 +44,7 @@ impl Wrapper {
     }
 }
 
-pub const WRAPPERS: [Wrapper; 30] = [
+pub const WRAPPERS: [Wrapper; 31] = [
     Wrapper::new("pack_bf16x2", Words(references::pack_bf16x2)),
     Wrapper::new("unpack_bf16", Words(references::unpack_bf16)),
     Wrapper::new("multiply_add", Floats(references::multiply_add)),
@@ -60,6 +60,7 @@ pub const WRAPPERS: [Wrapper; 30] = [
     Wrapper::new("ld128_stream", Words(<[u32]>::to_vec)),
     Wrapper::new("st128", Words(<[u32]>::to_vec)),
     Wrapper::new("st128_global", Words(<[u32]>::to_vec)),
+    Wrapper::new("st128_stream", Words(<[u32]>::to_vec)),
     Wrapper::new("shared_base", Words(references::shared_base)),
     Wrapper::new("shuffle_xor", Words(references::shuffle_xor)),
     Wrapper::new("shuffle_from", Words(references::shuffle_from)),
