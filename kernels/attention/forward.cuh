@@ -100,11 +100,11 @@ template <int M> struct RunningSoftmax {
     }
 };
 
-// Divides a warp's rows by their sums and stores them and their log-sum-exps. `row` is the warp's first row within the tile of queries, whose
-// place the warp, alone in reading those rows, uses to turn fragments into whole rows of 16-byte chunks.
-template <int M, int D, int ROWS, int DIM, typename Q>
+// Divides a warp's rows by their sums and stores them and their log-sum-exps. `row` is the warp's first within the tile of queries. Its own
+// queries, which only it reads, leave their place in shared memory to results, so that fragments become whole rows of 16-byte chunks.
+template <int M, int D, int ROWS, int DIM, typename Own>
 __device__ __forceinline__ void finish(const AttentionForwardParams &p, const ForwardWork<ROWS, DIM> &work, Accumulator<M, D> &out,
-                                       const RunningSoftmax<M> &softmax, Q q, uint32_t row) {
+                                       const RunningSoftmax<M> &softmax, Own own, uint32_t row) {
     const uint32_t lane = uint32_t(lane_index());
 #pragma unroll
     for (int m = 0; m < M; ++m) {
@@ -126,11 +126,10 @@ __device__ __forceinline__ void finish(const AttentionForwardParams &p, const Fo
         }
     }
     warp_barrier(); // without it a lane could overwrite queries that another has yet to load
-    out.store(q, row);
+    out.store(own, 0);
     warp_barrier(); // without it a lane would store chunks that others have not filled
-    using Rows = Tile<16 * M, DIM, typename Q::Layout>;
     const uint32_t valid = work.queries > row ? work.queries - row : 0;
-    store_tile<WARP>(lane, Rows{q.smem + row * DIM}, work.out_gmem(p, row), work.out_stride(p), valid);
+    store_tile<WARP>(lane, own, work.out_gmem(p, row), work.out_stride(p), valid);
 }
 
 } // namespace limo

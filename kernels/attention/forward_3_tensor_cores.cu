@@ -17,6 +17,7 @@ template <int DIM> __device__ __forceinline__ void attention_forward_tensor_core
     SharedMemory shared;
     const Tile<ROWS, DIM, Plain> q{shared.take<bf16>(ROWS * DIM)};                                  // [R, H]
     const Tile<KEYS, DIM, Plain> k{shared.take<bf16>(KEYS * DIM)}, v{shared.take<bf16>(KEYS * DIM)}; // [U, H]
+    const auto own = q.template part<16>(row); // the warp's queries
     copy_tile<THREADS>(q, work.q_gmem, work.qkv_stride, work.queries);
 
     Accumulator<1, DIM / 8> out = {};
@@ -28,14 +29,14 @@ template <int DIM> __device__ __forceinline__ void attention_forward_tensor_core
         block_barrier(); // without it a warp would load fragments of rows that others have not written
 
         Accumulator<1, KEYS / 8> s = {};
-        multiply_transposed(s, q, row, k);
+        multiply_transposed(s, own, 0, k);
         s.for_each([&](float &score, uint32_t i, uint32_t j) {
             score = key + j <= work.first + row + i ? score * scale : minus_infinity();
         });
         softmax.update(s, out);
         multiply(out, s, v);
     }
-    finish(p, work, out, softmax, q, row);
+    finish(p, work, out, softmax, own, row);
 }
 
 } // namespace limo

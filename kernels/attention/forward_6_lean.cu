@@ -17,6 +17,7 @@ template <int DIM> __device__ __forceinline__ void attention_forward_lean(const 
     SharedMemory shared;
     const Tile<ROWS, DIM> q{shared.take<bf16>(ROWS * DIM)};                                  // [R, H]
     const Tile<KEYS, DIM> k{shared.take<bf16>(KEYS * DIM)}, v{shared.take<bf16>(KEYS * DIM)}; // [U, H]
+    const auto own = q.template part<16>(row); // the warp's queries
     const auto fetch = [&](const Tile<KEYS, DIM> &tile, const bf16 *from_gmem, uint32_t key) {
         copy_tile_async<THREADS>(tile, from_gmem + key * work.qkv_stride, work.qkv_stride, work.keys - key);
         copy_async_commit();
@@ -31,7 +32,7 @@ template <int DIM> __device__ __forceinline__ void attention_forward_lean(const 
         block_barrier(); // without it keys whose copies others wait for are missing, and a warp may still read the values overwritten next
         fetch(v, work.v_gmem, key);
         Accumulator<1, KEYS / 8> s = {};
-        multiply_transposed(s, q, row, k);
+        multiply_transposed(s, own, 0, k);
         if (key + KEYS > work.first + 1) { // on the diagonal: every query of the block sees all earlier tiles whole
             s.for_each([&](float &score, uint32_t i, uint32_t j) {
                 if (key + j > work.first + row + i) score = minus_infinity();
@@ -45,7 +46,7 @@ template <int DIM> __device__ __forceinline__ void attention_forward_lean(const 
         if (key + KEYS < work.keys) fetch(k, work.k_gmem, key + KEYS);
         multiply(out, weights, v);
     }
-    finish(p, work, out, softmax, q, row);
+    finish(p, work, out, softmax, own, row);
 }
 
 } // namespace limo

@@ -56,6 +56,10 @@ template <int ROWS_, int COLUMNS_, typename Layout_ = Swizzled> struct Tile {
     static __device__ __forceinline__ uint32_t offset(uint32_t row, uint32_t chunk) {
         return row * COLUMNS + Layout::place(row, chunk) * CHUNK;
     }
+    // COUNT of its rows, from `row` on; both are multiples of 16.
+    template <int COUNT> __device__ __forceinline__ Tile<COUNT, COLUMNS, Layout> part(uint32_t row) const {
+        return {smem + row * COLUMNS};
+    }
     // The 16 bytes of a chunk.
     __device__ __forceinline__ bf16 *chunk(uint32_t row, uint32_t chunk) const { return smem + offset(row, chunk); }
     // The two neighbours of an even column: four bytes.
@@ -99,7 +103,7 @@ __device__ __forceinline__ void copy_tile_async(Tile tile, const bf16 *from_gmem
 template <int THREADS, typename Tile>
 __device__ __forceinline__ void store_tile(uint32_t thread, Tile tile, bf16 *to_gmem, uint64_t stride, uint32_t rows) {
     for_each_chunk<THREADS>(thread, tile, to_gmem, stride, rows, [](const bf16 *from_smem, bf16 *chunk_gmem, bool valid) {
-        if (valid) st128(chunk_gmem, ld128(from_smem));
+        if (valid) st128_global(chunk_gmem, ld128(from_smem));
     });
 }
 

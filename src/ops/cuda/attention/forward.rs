@@ -99,3 +99,52 @@ pub fn attention(launcher: &dyn Launcher, version: &Version, op: Attention) -> R
     // SAFETY: the kernel's own parameter block, over views that `check` found to have the shapes it walks.
     unsafe { launcher.launch(kernel.name, launch, bytemuck::bytes_of(&params)) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::HeadLayout;
+    use crate::tensor::DType;
+
+    const HEADS: HeadLayout = HeadLayout { query: 14, kv: 2, dim: 64 };
+
+    #[test]
+    fn every_version_fits_every_gpu_since_sm_80() {
+        for kernel in FORWARD.iter().flat_map(|version| &version.kernels) {
+            // sm_86 and sm_89 have the least shared memory of them all.
+            assert!(kernel.shared_bytes <= 99 << 10, "{kernel:?}");
+            assert!(kernel.threads.is_multiple_of(32) && kernel.threads <= 1024, "{kernel:?}");
+        }
+    }
+
+    #[test]
+    fn every_sequence_has_a_slot_a_tile() {
+        const MILLION: i32 = 1 << 20;
+        let lengths: [&[i32]; 6] = [&[1; 5000], &[MILLION], &[63, 1, 64, 65, 1, 1], &[127, 129, 128], &[1], &[1, MILLION, 1]];
+        let kernels = || FORWARD.iter().flat_map(|version| &version.kernels);
+        for (lengths, kernel) in lengths.iter().flat_map(|lengths| kernels().map(move |kernel| (lengths, kernel))) {
+            let mut cu_seqlens = vec![0];
+            lengths.iter().for_each(|length| cu_seqlens.push(cu_seqlens[cu_seqlens.len() - 1] + length));
+            let rows = kernel.rows as i32;
+            // The slots of sequence s begin where the kernels' bisection looks for them; those behind the last one end the grid.
+            let begin = |s: usize| cu_seqlens[s] / rows + s as i32;
+            for (s, length) in lengths.iter().enumerate() {
+                let tiles = (length + rows - 1) / rows;
+                assert!((tiles..=tiles + 1).contains(&(begin(s + 1) - begin(s))), "{kernel:?}: sequence {s} of {length}");
+            }
+            let extent = Extent::new("attention", DType::Bf16, HEADS, &cu_seqlens, &[]).unwrap();
+            let [slots, heads, _] = kernel.launch(&extent, extent.query_heads).grid;
+            assert_eq!((slots, heads), ((begin(lengths.len()) as u32).div_ceil(kernel.tiles), 14), "{kernel:?}");
+        }
+    }
+
+    #[test]
+    fn what_no_kernel_serves_is_refused_by_name() {
+        let refusal =
+            |dtype, heads, address| Extent::new("attention", dtype, heads, &[0, 5], &[4096, address]).unwrap_err().message;
+        assert!(refusal(DType::Bf16, HeadLayout { dim: 96, ..HEADS }, 0).contains("heads of 96"));
+        assert!(refusal(DType::Bf16, HeadLayout { query: 70_000, ..HEADS }, 0).contains("70000 query heads"));
+        assert!(refusal(DType::F32, HEADS, 0).contains("bf16"));
+        assert!(refusal(DType::Bf16, HEADS, 4104).contains("0x1008"));
+    }
+}
