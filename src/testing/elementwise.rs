@@ -35,9 +35,9 @@ const EXTENTS: [[usize; 2]; 9] = [[1, 0], [7, 0], [8, 0], [9, 0], [5, 3], [64, 1
 
 /// Values at which conversions can go wrong: ties, overflow, subnormals, infinities, NaN.
 const SPECIAL: [f32; 12] = [
-    1.00390625,
-    1.01171875,
-    -1.00390625,
+    1.0 + 1.0 / 256.0,
+    1.0 + 3.0 / 256.0,
+    -1.0 - 1.0 / 256.0,
     3.3961775e38,
     3.4e38,
     -3.4e38,
