@@ -44,6 +44,9 @@ pub enum Ceiling {
     Product,
 }
 
+/// Makes the op of a ladder at the shape of a model.
+type Pose = dyn for<'a> Fn(Device<'a>, &Model) -> Result<Problem<'a>>;
+
 /// Versions of one op from naive to shipped, which is the last.
 pub struct Ladder {
     /// As the case table has it: "rms_norm".
@@ -51,7 +54,7 @@ pub struct Ladder {
     pub ceiling: Ceiling,
     /// Name and idea.
     pub versions: Vec<(String, &'static str)>,
-    problem: Box<dyn for<'a> Fn(Device<'a>, &Model) -> Result<Problem<'a>>>,
+    problem: Box<Pose>,
 }
 
 impl Ladder {

@@ -101,7 +101,8 @@ fn training_in_the_emulator_follows_the_cpu_in_bf16() {
     let start = |run: &Run| run.losses[0];
     assert!((start(&kernels) / start(&exact) - 1.0).abs() < 1e-2, "{} {}", start(&kernels), start(&exact));
 
-    let pick: [(&str, fn(&Run) -> &[f32]); 3] =
+    type Pick = fn(&Run) -> &[f32];
+    let pick: [(&str, Pick); 3] =
         [("losses", |run| &run.losses), ("gradient norms", |run| &run.norms), ("weights", |run| &run.weights)];
     for (what, values) in pick {
         require_budget(what, values(&kernels), values(&cpu), values(&exact));

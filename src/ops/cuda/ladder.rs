@@ -16,7 +16,7 @@ pub struct Version {
     /// The one idea it adds to the version before.
     pub idea: &'static str,
     /// The kernel for rows of whole 16-byte vectors at aligned addresses.
-    pub(super) kernel: &'static str,
+    pub kernel: &'static str,
     /// The kernel for any other row.
     pub(super) any: &'static str,
     /// Rows wider than this do not fit its registers; the last version without a limit runs instead.
