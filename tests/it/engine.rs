@@ -21,7 +21,7 @@ fn emulated() -> bool {
 }
 
 /// Two layers of heads of 64, two query heads to a key/value head.
-const MODEL: &str = r#"{
+pub const MODEL: &str = r#"{
     "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "hidden_act": "silu", "torch_dtype": "float32",
     "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1,
     "vocab_size": 512, "max_position_embeddings": 512, "rms_norm_eps": 1e-6, "rope_theta": 10000.0, "initializer_range": 0.1,

@@ -244,6 +244,10 @@ fn products_pass_their_case_table() {
         for case in &gemm::CASES {
             gemm::check(&driver, &cublaslt, case).unwrap();
         }
+        // Every descriptor once, for the run folder.
+        let algorithms = cublaslt.algorithms();
+        assert_eq!(algorithms.len(), gemm::CASES.len());
+        assert!(algorithms.iter().all(|row| row["m"].is_u64() && row["algorithm"].as_array().unwrap().len() == 8));
         // A bias with an f32 result is refused before cuBLASLt sees it.
         let tensor = |dtype, shape: &[usize]| Tensor::alone(driver.allocator(), dtype, shape).unwrap();
         let [x, w, bias] = [&[24, 40][..], &[16, 40], &[16]].map(|shape| tensor(DType::Bf16, shape));
@@ -251,6 +255,57 @@ fn products_pass_their_case_table() {
         let refused = cublaslt.gemm(&driver, Gemm::linear(x.view(), w.view(), Some(bias.view()), y.view_mut()));
         expect_error(refused, Kind::Internal, &["bias", "bf16"]);
     });
+}
+
+/// The command line on a machine whose only GPU is the fake one. None where this binary has no fatbins to load.
+fn train_on_fake(folder: &Path, free_mib: &str, more: &[&str]) -> Option<(i32, String)> {
+    let root = fakes()?;
+    let config = folder.join("config.toml");
+    std::fs::write(folder.join("model.json"), crate::engine::MODEL).unwrap();
+    let text = format!(
+        "model = {{ config = \"{0}/model.json\", tokenizer = \"configs/tiny\" }}\ndata = {{ train = [\"configs/tiny/train.jsonl\"] }}\n\
+         train = {{ micro_tokens = 8192 }}\noutput = {{ dir = \"{0}/run\" }}\n",
+        folder.display()
+    );
+    std::fs::write(&config, text).unwrap();
+    let [drivers, environment] = ["drivers", "environment"].map(|name| root.join(name).display().to_string());
+    let variables = [("LIMO_CUDA_LIBS", drivers.as_str()), ("VIRTUAL_ENV", &environment), ("FAKE_CUDA_FREE_MIB", free_mib)];
+    let arguments = [&["train", config.to_str().unwrap()], more].concat();
+    let (code, output, error) = crate::command::limo_engine_with(&variables, &arguments);
+    if error.contains("built without CUDA kernels") {
+        eprintln!("skipped: 1 test, built without nvcc");
+        return None;
+    }
+    Some((code, output + &error))
+}
+
+#[test]
+fn auto_takes_a_visible_gpu_and_never_falls_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let Some((code, text)) = train_on_fake(folder.path(), "4096", &["--dry-run"]) else { return };
+    assert!(code == 0 && text.contains("on Fake GPU 0") && text.contains("nothing is computed again"), "{code}: {text}");
+    // Heads of 32.
+    let small = ["-s", "model.config=configs/tiny/config.json", "--dry-run"];
+    let Some((code, text)) = train_on_fake(folder.path(), "4096", &small) else { return };
+    assert!(code == 2 && text.contains("heads of [64, 128]") && text.contains("--device cpu"), "{code}: {text}");
+}
+
+#[test]
+fn what_a_gpu_cannot_hold_is_refused_with_what_would_fit() {
+    let folder = tempfile::tempdir().unwrap();
+    let device: [&str; 2] = ["--device", "cuda"];
+    // Room for recomputation only: chosen where it may be, else proposed.
+    let Some((code, text)) = train_on_fake(folder.path(), "92", &[&device[..], &["--dry-run"]].concat()) else { return };
+    assert!(code == 0 && text.contains("computed again in the backward pass"), "{code}: {text}");
+    let none = [&device[..], &["-s", "memory.recompute=none"]].concat();
+    let Some((code, text)) = train_on_fake(folder.path(), "92", &none) else { return };
+    let proposed = text.contains("memory.recompute = \"mlp\" with train.micro_tokens = 8192");
+    assert!(code == 4 && text.contains("92.0 MiB are available on Fake GPU 0") && proposed, "{code}: {text}");
+    let Some((code, text)) = train_on_fake(folder.path(), "32", &device) else { return };
+    assert!(code == 4 && text.contains("train.micro_tokens = "), "{code}: {text}");
+    let Some((code, text)) = train_on_fake(folder.path(), "1", &device) else { return };
+    assert!(code == 4 && text.contains("smaller model"), "{code}: {text}");
+    assert!(!folder.path().join("run").exists());
 }
 
 #[test]
