@@ -174,25 +174,51 @@ struct alignas(8) FloatPair {
     float low, high;
 };
 
-// Adds a warp's part of dQ, from (row, column) on, to what earlier tiles of keys have left; the first tile of a sequence finds nothing.
-template <int M, int N>
-__device__ __forceinline__ void add_queries(const Accumulator<M, N> &dq, HeadRows<float> sum_gmem, uint32_t row, uint32_t column,
-                                            uint32_t length, bool first) {
+// Calls f(sums, pair_gmem) for every pair of sums of a warp's part of dQ, from (row, column) on, that is within the sequence.
+template <int M, int N, typename F>
+__device__ __forceinline__ void for_each_pair(Accumulator<M, N> &dq, HeadRows<float> sum_gmem, uint32_t row, uint32_t column,
+                                              uint32_t length, F f) {
     const uint32_t g = uint32_t(lane_index()) / 4, c = uint32_t(lane_index()) % 4;
 #pragma unroll
     for (uint32_t half = 0; half < 2 * M; ++half) {
         const uint32_t at = row + g + 8 * half;
         if (at >= length) continue;
-        FloatPair *pairs_gmem = reinterpret_cast<FloatPair *>(sum_gmem[at] + column + 2 * c), sum[N];
-        // All loads before the first store: the memory is waited for once a row, not once a pair.
+        FloatPair *pairs_gmem = reinterpret_cast<FloatPair *>(sum_gmem[at] + column + 2 * c);
 #pragma unroll
-        for (uint32_t n = 0; n < N; ++n) sum[n] = first ? FloatPair{} : pairs_gmem[4 * n];
+        for (uint32_t n = 0; n < N; ++n) f(&dq.at[half / 2][n][2 * (half % 2)], pairs_gmem + 4 * n);
+    }
+}
+
+// a += b.
+template <int M, int N> __device__ __forceinline__ void add(Accumulator<M, N> &a, const Accumulator<M, N> &b) {
 #pragma unroll
-        for (uint32_t n = 0; n < N; ++n) {
-            const float *pair = &dq.at[half / 2][n][2 * (half % 2)];
-            pairs_gmem[4 * n] = {sum[n].low + pair[0], sum[n].high + pair[1]};
+    for (int m = 0; m < M; ++m) {
+#pragma unroll
+        for (int n = 0; n < N; ++n) {
+#pragma unroll
+            for (int i = 0; i < 4; ++i) a.at[m][n][i] += b.at[m][n][i];
         }
     }
+}
+
+// What earlier tiles of keys have added to a warp's part of dQ; the first tile of a sequence finds nothing.
+template <int M, int N>
+__device__ __forceinline__ Accumulator<M, N> load_queries(HeadRows<float> sum_gmem, uint32_t row, uint32_t column, uint32_t length,
+                                                          bool first) {
+    Accumulator<M, N> dq = {};
+    if (first) return dq;
+    for_each_pair(dq, sum_gmem, row, column, length, [](float *pair, const FloatPair *pair_gmem) {
+        const FloatPair sum = *pair_gmem;
+        pair[0] = sum.low, pair[1] = sum.high;
+    });
+    return dq;
+}
+
+template <int M, int N>
+__device__ __forceinline__ void store_queries(Accumulator<M, N> &dq, HeadRows<float> sum_gmem, uint32_t row, uint32_t column,
+                                              uint32_t length) {
+    for_each_pair(dq, sum_gmem, row, column, length,
+                  [](const float *pair, FloatPair *pair_gmem) { *pair_gmem = FloatPair{pair[0], pair[1]}; });
 }
 
 } // namespace limo

@@ -81,9 +81,9 @@ template <int H> __device__ __forceinline__ void fused(const AttentionBackwardPa
         const uint32_t row = 32 * (warp / 2), half = H / 2 * (warp % 2);
 #pragma unroll 1
         for (uint32_t column = half; column < half + H / 2; column += 32) {
-            Accumulator<2, 4> dq = {};
+            auto dq = load_queries<2, 4>(at.dq_sum_gmem, query + row, column, tile.length, tile.index == 0);
             multiply_from_transposed(dq, ds, row, k, column);
-            add_queries(dq, at.dq_sum_gmem, query + row, column, tile.length, tile.index == 0);
+            store_queries(dq, at.dq_sum_gmem, query + row, column, tile.length);
         }
         block_barrier(); // without it the turn would pass on before all have added
         if (threadIdx.x == 0) pass_turn(turn_gmem, tile.index + 1);

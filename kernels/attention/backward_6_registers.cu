@@ -1,7 +1,8 @@
 // Attention backward, version 6, which ships: less waiting.
-// Idea: version 5 meets at three barriers a tile and waits for its turn before it multiplies. Here a warp waits by itself, for its own part of dQ, when that is ready to
-// be added. Query tiles come last first and, within a tile, head after head: all tiles of keys walk the same list, a later one just ends sooner, so
-// nobody overtakes and nobody is held up. Tiles of 128 keys halve what dQ costs in memory traffic. Only tiles on the diagonal are masked.
+// Idea: version 5 meets at three barriers a tile and lets memory answer three times in a row: whose turn is it, what is the sum, is the sum stored? Here a warp asks
+// for itself, between two products, and says that its sum is stored a tile later, when that is long done; the sum comes during the product that is added to it.
+// Query tiles come last first and, within a tile, head after head: all tiles of keys walk the same list, a later one just ends sooner, so nobody is held up for
+// long. Tiles of 128 keys halve the traffic of dQ. Only tiles on the diagonal are masked.
 // Gain over version 5: not yet measured on a GPU.
 // H head dimension, R keys and C queries a tile, P queries at once. A warp's sums: s, dp [16, P], dk, dv [16, H], dq [32, H / 4].
 #include "attention/backward.cuh"
@@ -29,6 +30,11 @@ __device__ __forceinline__ void store(const Accumulator<1, H / 8> &sums, Tile<KE
     store_tile<WARP>(uint32_t(lane_index()), rows_from<16>(tile, row), to_gmem[first + row], to_gmem.stride, valid);
 }
 
+// What a step works on: the first query of a tile, one of the group's query heads.
+struct Step {
+    uint32_t query, head;
+};
+
 template <int H> __device__ __forceinline__ void fused(const AttentionBackwardParams &p) {
     using QueryTile = Tile<QUERIES, H>;
     SharedMemory shared;
@@ -41,23 +47,25 @@ template <int H> __device__ __forceinline__ void fused(const AttentionBackwardPa
     const SequenceTile tile = find_tile<KEYS>(p.cu_seqlens, p.sequences, ticket / p.kv_heads);
     if (tile.index >= tile.count) return;
     const uint32_t group = p.query_heads / p.kv_heads, heads = ticket % p.kv_heads * group;
-    const HeadPair<H> keys(p, tile.begin, heads);
     const uint32_t lane = uint32_t(lane_index()), warp = threadIdx.x / WARP, first = tile.index * KEYS;
     const uint32_t own = 16 * warp; // the warp's first key within the tile
 
     const uint32_t tiles = (tile.length - first + QUERIES - 1) / QUERIES, steps = group * tiles;
-    const auto query_of = [&](uint32_t step) { return first + (tiles - 1 - step / group) * QUERIES; };
-    const auto q = [&](uint32_t step) { return QueryTile{queries_smem + step % 2 * 2 * QueryTile::ELEMENTS}; };
-    const auto dout = [&](uint32_t step) { return QueryTile{q(step).smem + QueryTile::ELEMENTS}; };
-    const auto statistics = [&](uint32_t step) { return statistics_smem + step % 2 * 2 * QUERIES; };
-    // Starts the copies of a step, and returns this thread's part of its statistics: it comes long before it is stored.
-    const auto fetch = [&](uint32_t step) {
+    const auto after = [&](Step step) {
+        return step.head + 1 < heads + group ? Step{step.query, step.head + 1} : Step{step.query - QUERIES, heads};
+    };
+    const auto head_of = [&](Step step) { return HeadPair<H>(p, tile.begin, step.head); };
+    const auto q = [&](uint32_t stage) { return QueryTile{queries_smem + stage * 2 * QueryTile::ELEMENTS}; };
+    const auto dout = [&](uint32_t stage) { return QueryTile{q(stage).smem + QueryTile::ELEMENTS}; };
+    const auto statistics = [&](uint32_t stage) { return statistics_smem + stage * 2 * QUERIES; };
+    // Starts the copies of a step, if there is one, and returns this thread's part of its statistics: it comes long before it is stored.
+    const auto fetch = [&](Step step, uint32_t stage, bool exists) {
         float statistic = 0;
-        if (step < steps) {
-            const HeadPair<H> at(p, tile.begin, heads + step % group);
-            load(q(step), at.q_gmem, query_of(step), tile.length);
-            load(dout(step), at.dout_gmem, query_of(step), tile.length);
-            const uint32_t row = query_of(step) + threadIdx.x % QUERIES;
+        if (exists) {
+            const HeadPair<H> at = head_of(step);
+            load(q(stage), at.q_gmem, step.query, tile.length);
+            load(dout(stage), at.dout_gmem, step.query, tile.length);
+            const uint32_t row = step.query + threadIdx.x % QUERIES;
             if (threadIdx.x < 2 * QUERIES && row < tile.length) {
                 statistic = threadIdx.x < QUERIES ? at.lse_gmem[row] * LOG2_E : at.delta_gmem[row];
             }
@@ -65,55 +73,63 @@ template <int H> __device__ __forceinline__ void fused(const AttentionBackwardPa
         copy_async_commit();
         return statistic;
     };
-    const auto put_statistic = [&](uint32_t step, float statistic) {
-        if (threadIdx.x < 2 * QUERIES) statistics(step)[threadIdx.x] = statistic;
+    const auto put_statistic = [&](uint32_t stage, float statistic) {
+        if (threadIdx.x < 2 * QUERIES) statistics(stage)[threadIdx.x] = statistic;
     };
-    load(k, keys.k_gmem, first, tile.length);
-    load(v, keys.v_gmem, first, tile.length);
-    put_statistic(0, fetch(0));
+    // The warp's part of a tile of dQ, whether the sequence has rows there, and whose turn it is to add to it.
+    const uint32_t row = SLICE * (warp / 4), quarter = warp % 4, column = H / 4 * quarter;
+    const auto adds = [&](Step step) { return step.query + row < tile.length; };
+    const auto turn_of = [&](Step step) {
+        const uint64_t token = tile.begin + step.query + row;
+        return p.turns + (token * p.query_heads + step.head) * ATTENTION_BACKWARD_TURNS + quarter;
+    };
+    Step step = {first + (tiles - 1) * QUERIES, heads}, last = step;
+    load(k, head_of(step).k_gmem, first, tile.length);
+    load(v, head_of(step).v_gmem, first, tile.length);
+    put_statistic(0, fetch(step, 0, true));
 
     Accumulator<1, H / 8> dk = {}, dv = {};
-    for (uint32_t step = 0; step < steps; ++step) {
-        const uint32_t query = query_of(step), head = heads + step % group;
+    for (uint32_t i = 0; i < steps; ++i, last = step, step = after(step)) {
+        const uint32_t stage = i % 2;
         copy_async_wait<0>();
         // Without it products would meet rows that others' copies have not brought, and this step would overwrite what others still read.
         block_barrier();
-        const float statistic = fetch(step + 1);
-        const QueryStatistics now{statistics(step), statistics(step) + QUERIES};
+        const float statistic = fetch(after(step), stage ^ 1, i + 1 < steps);
+        const QueryStatistics now{statistics(stage), statistics(stage) + QUERIES};
 #pragma unroll 1 // unrolled, it needs more registers than there are
         for (uint32_t part = 0; part < QUERIES; part += PART<H>) {
-            const auto q_part = rows_from<PART<H>>(q(step), part), dout_part = rows_from<PART<H>>(dout(step), part);
+            const auto q_part = rows_from<PART<H>>(q(stage), part), dout_part = rows_from<PART<H>>(dout(stage), part);
             Accumulator<1, PART<H> / 8> s = {}, dp = {};
             multiply_transposed(s, k, own, q_part);
             multiply_transposed(dp, v, own, dout_part);
-            if (query < first + KEYS - 1) {
-                score_gradients_transposed<true>(s, dp, p.scale * LOG2_E, now.from(part), query + part, first + own);
+            if (step.query < first + KEYS - 1) {
+                score_gradients_transposed<true>(s, dp, p.scale * LOG2_E, now.from(part), step.query + part, first + own);
             } else {
-                score_gradients_transposed<false>(s, dp, p.scale * LOG2_E, now.from(part), query + part, first + own);
+                score_gradients_transposed<false>(s, dp, p.scale * LOG2_E, now.from(part), step.query + part, first + own);
             }
             put(ds, dp, own, part);
             multiply(dv, s, dout_part);
+            if (part == 0 && lane == 0) {
+                if (i > 0 && adds(last)) pass_turn(turn_of(last), tile.index + 1);
+                if (adds(step)) ordered_wait(turn_of(step), tile.index);
+            }
             multiply(dk, dp, q_part);
         }
-        put_statistic(step + 1, statistic);
-        block_barrier(); // without it dQ would take ds that others have not put there
-
-        const uint32_t row = SLICE * (warp / 4), quarter = warp % 4;
-        if (query + row >= tile.length) continue; // whole warps, and nobody waits for this slice
+        put_statistic(stage ^ 1, statistic);
+        block_barrier(); // without it dQ would take ds that others have not put there, or the sum of an earlier turn
+        if (!adds(step)) continue;
+        const HeadRows<float> sum_gmem = head_of(step).dq_sum_gmem;
+        auto sum = load_queries<2, H / 32>(sum_gmem, step.query + row, column, tile.length, tile.index == 0); // on its way during the product
         Accumulator<2, H / 32> dq = {};
-        multiply_from_transposed(dq, ds, row, k, H / 4 * quarter);
-        const HeadPair<H> at(p, tile.begin, head);
-        uint32_t *turn_gmem = p.turns + ((tile.begin + query + row) * p.query_heads + head) * ATTENTION_BACKWARD_TURNS + quarter;
-        if (lane == 0) ordered_wait(turn_gmem, tile.index);
-        warp_barrier(); // without it other lanes would not know that the turn has come
-        add_queries(dq, at.dq_sum_gmem, query + row, H / 4 * quarter, tile.length, tile.index == 0);
-        warp_barrier(); // without it the turn would pass on before all lanes have added
-        if (lane == 0) pass_turn(turn_gmem, tile.index + 1);
+        multiply_from_transposed(dq, ds, row, k, column);
+        add(sum, dq);
+        store_queries(sum, sum_gmem, step.query + row, column, tile.length);
     }
-    block_barrier(); // without it dK would overwrite keys that others still multiply with
+    block_barrier(); // without it the last turn would pass on before all have added, and dK overwrite keys that others still multiply with
+    if (lane == 0 && adds(last)) pass_turn(turn_of(last), tile.index + 1);
     dk.for_each([&](float &value, uint32_t, uint32_t) { value *= p.scale; });
-    store<H>(dk, k, keys.dk_gmem, first, own, tile.length);
-    store<H>(dv, v, keys.dv_gmem, first, own, tile.length);
+    store<H>(dk, k, head_of(last).dk_gmem, first, own, tile.length);
+    store<H>(dv, v, head_of(last).dv_gmem, first, own, tile.length);
 }
 
 } // namespace limo
