@@ -38,9 +38,11 @@ impl Qwen2 {
         activations: &mut Activations,
         batch: Packed,
     ) -> Result<Vec<f32>> {
+        let _range = ops.range("backward");
         let t = batch.tokens.len();
         self.head_backward(ops, weights, sink, activations, t)?;
         for layer in (0..self.config.num_hidden_layers).rev() {
+            let _range = ops.range(&format!("layer {layer}"));
             let block = weights.acquire(Block::Layer(layer))?;
             weights.prefetch(if layer > 0 { Block::Layer(layer - 1) } else { Block::Embedding })?;
             if activations.attention[layer % activations.attention.len()].layer != Some(layer) {

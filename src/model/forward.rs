@@ -87,6 +87,7 @@ impl Qwen2 {
         mut mode: AttentionMode,
     ) -> Result<()> {
         self.check(batch, activations.capacity)?;
+        let _range = ops.range("forward");
         let t = batch.tokens.len();
         let layers = self.config.num_hidden_layers;
         let inputs = &mut activations.inputs;
@@ -109,6 +110,7 @@ impl Qwen2 {
             })?;
         }
         for layer in 0..layers {
+            let _range = ops.range(&format!("layer {layer}"));
             let block = weights.acquire(Block::Layer(layer))?;
             weights.prefetch(if layer + 1 < layers { Block::Layer(layer + 1) } else { Block::Head })?;
             let entry = if layer == 0 { Entry::Stream } else { Entry::AddDelta };

@@ -10,6 +10,7 @@ pub use args::*;
 
 use crate::error::Result;
 use crate::tensor::{Allocator, DType, View, ViewMut};
+use std::any::Any;
 
 /// A backend. Ops may run asynchronously in issue order; `download` and `synchronize` wait.
 pub trait Ops: Send {
@@ -36,6 +37,10 @@ pub trait Ops: Send {
     /// What a library chose for each product so far, where one did.
     fn product_algorithms(&self) -> Vec<serde_json::Value> {
         Vec::new()
+    }
+    /// Names what is issued until the result is dropped, for profilers.
+    fn range(&self, _name: &str) -> Box<dyn Any> {
+        Box::new(())
     }
     /// Where tensors for this backend are reserved.
     fn allocator(&self) -> &dyn Allocator;

@@ -129,6 +129,7 @@ impl Engine {
     /// Applies the accumulated gradients, whose norm is `norm`.
     pub fn update(&mut self, settings: &OptimizerConfig, lr: f64, norm: f64) -> Result<()> {
         let State { weights, gradients, optimizer, .. } = &mut self.state;
+        let _range = self.ops.range("optimizer");
         optimizer.update(self.ops.as_ref(), weights, gradients, settings, lr, clip_factor(norm, settings.clip))
     }
 }

@@ -61,6 +61,7 @@ pub fn train(engine: &mut Engine, job: &Job, folder: &RunFolder, observer: &mut 
         let batches = pack(&rows, train.micro_tokens, train.packing)?;
         let lr = steps.lr(step, optimizer);
         let regions = engine.ops.allocator().regions();
+        let range = engine.ops.range(&format!("step {}", step + 1));
         let loss = engine.accumulate(&batches, rows.len(), train.normalize)?;
         let norm = engine.gradient_norm()?;
         let skipped = !(loss.value.is_finite() && norm.is_finite());
@@ -74,6 +75,7 @@ pub fn train(engine: &mut Engine, job: &Job, folder: &RunFolder, observer: &mut 
             observer.skipped(&error)?;
         }
         debug_assert!(step == 0 || engine.ops.allocator().regions() == regions, "step {step} reserved device memory");
+        drop(range);
         let seconds = began.elapsed().as_secs_f64();
         let record = StepRecord {
             step: step + 1,

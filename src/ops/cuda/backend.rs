@@ -9,9 +9,11 @@ use super::{
 use crate::device::Launcher;
 use crate::device::driver::Driver;
 use crate::device::gpu::peak_bf16_flops;
+use crate::device::nvtx;
 use crate::error::{Error, Result};
 use crate::ops::*;
 use crate::tensor::{Allocator, DType, Shape, Tensor, View, ViewMut};
+use std::any::Any;
 
 pub struct Cuda {
     device: Device,
@@ -115,6 +117,9 @@ impl Ops for Cuda {
             Device::Gpu { products, .. } => products.algorithms(),
             Device::Emulated(_) => Vec::new(),
         }
+    }
+    fn range(&self, name: &str) -> Box<dyn Any> {
+        Box::new(nvtx::range(name))
     }
     fn allocator(&self) -> &dyn Allocator {
         self.launcher().allocator()
