@@ -10,7 +10,7 @@ constexpr float LN_2 = 0.6931471805599453f;
 
 __device__ __forceinline__ float minus_infinity() { return bits_as_float(0xff800000u); }
 
-// The hardware has powers of two only, and e^x = 2^(x log2 e). So scores count in exponents of two: this times a product of a query and a key.
+// The hardware has powers of two only, and e^x = 2^(x log2 e). So scores count in exponents of two: this times a product of query and key.
 __device__ __forceinline__ float exponent_scale(const AttentionForwardParams &p) { return p.scale * LOG2_E; }
 
 // The natural logarithm of `sum` times two to the power of `highest`.

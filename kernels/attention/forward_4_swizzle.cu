@@ -1,6 +1,6 @@
 // Attention forward, version 4: swizzled tiles, asynchronous copies.
-// Idea: what goes in and out of shared memory takes the short way. Tiles are swizzled, so that the eight rows of a matrix that ldmatrix loads lie in
-// different banks: one pass instead of eight. Copies are 16-byte asynchronous ones, past registers and L1, and all of them
+// Idea: what goes in and out of shared memory takes the short way. Tiles are swizzled, so that the eight rows of a matrix that ldmatrix
+// loads lie in different banks: one pass instead of eight. Copies are 16-byte asynchronous ones, past registers and L1, and all of them
 // are under way before the first is waited for.
 // Gain over version 3: not yet measured on a GPU.
 // R queries and U keys a tile, H columns of a head.

@@ -1,6 +1,6 @@
 // Attention forward, version 6: less work beside the products.
-// Idea: tensor cores wait for everything that is no product, so a score gets two instructions instead of six. e^(scale · (s − m)) is
-// 2^(s · c − m · c) with c = scale · log2 e: one multiply_add and one exp2. Only tiles on the diagonal are masked; the loop over all others has no comparison.
+// Idea: tensor cores wait for everything that is no product, so a score gets two instructions instead of five. The scale is folded into the
+// subtraction of the maximum, one multiply_add before the exponential; and only tiles on the diagonal are masked.
 // Gain over version 5: not yet measured on a GPU.
 // R queries and U keys a tile, H columns of a head.
 #include "attention/forward.cuh"

@@ -68,7 +68,7 @@ template <int ROWS_, int COLUMNS_, typename Layout_ = Swizzled> struct Tile {
     }
 };
 
-// Calls f(chunk_smem, chunk_gmem, valid) for every chunk of a tile whose rows lie `stride` elements apart at `gmem`; valid: it is one of the
+// Calls f(chunk_smem, chunk_gmem, valid) for every chunk of a tile whose rows lie `stride` elements apart at `gmem`; valid: it is of the
 // first `rows` rows. THREADS threads from `thread` 0 on take neighbouring chunks.
 template <int THREADS, typename Tile, typename Pointer, typename F>
 __device__ __forceinline__ void for_each_chunk(uint32_t thread, Tile tile, Pointer gmem, uint64_t stride, uint32_t rows, F f) {

@@ -68,8 +68,8 @@ pub(super) fn oracle(case: &Case, qkv: &[f32]) -> Result<Forward> {
     Ok(Forward { out: out.view().f32().to_vec(), lse: lse.view().f32().to_vec() })
 }
 
-/// Row by row, rounding what tensor cores and storage must: weights (not their sum) and results. Exponents of two are one fused product each,
-/// so a row's highest weight is not quite one where scores are large.
+/// Row by row, rounding what tensor cores and storage must: weights (not their sum) and results. Exponents of two are one fused
+/// product each, so a row's highest weight is not quite one where scores are large.
 fn naive(case: &Case, qkv: &[f32]) -> Forward {
     let HeadLayout { query, kv, dim } = case.heads;
     let (t, fused, group) = (case.tokens(), case.heads.fused(), case.heads.group());
