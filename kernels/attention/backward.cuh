@@ -6,8 +6,6 @@
 
 namespace limo {
 
-constexpr float LOG2_E = 1.44269504f;
-
 // One head's rows of a packed tensor: row i of the sequence is at [i].
 template <typename T> struct HeadRows {
     T *first;

@@ -5,7 +5,6 @@
 
 namespace limo {
 
-constexpr float LOG2_E = 1.4426950408889634f;
 constexpr float LN_2 = 0.6931471805599453f;
 
 __device__ __forceinline__ float minus_infinity() { return bits_as_float(0xff800000u); }

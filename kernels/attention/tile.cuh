@@ -6,6 +6,8 @@
 
 namespace limo {
 
+constexpr float LOG2_E = 1.4426950408889634f; // e^x = 2^(x · log₂ e): the hardware has powers of two only
+
 // --- Work ---------------------------------------------------------------------------------------------------------------------
 
 // Tile `index` of the `count` tiles of a sequence of `length` tokens, which starts at token `begin` of the batch.
