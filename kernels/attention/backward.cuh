@@ -44,7 +44,8 @@ template <int ROWS> __device__ __forceinline__ uint32_t rows_of_tile(uint32_t fi
 // A score and the gradient that reaches its probability become the probability and the gradient of the score:
 //     p = exp(scale · s − lse) = 2^(s · scale · log₂e − lse · log₂e)        ds = p · (dp − delta)
 // `scale_log2` and `lse_log2` hold the factor log₂e already. A score that is masked has neither. Rows past the end of a sequence have zeros
-// in q, dout, lse and delta: p is then 1, which meets a dout of zero, and ds is 0. Keys past the end are masked, because all queries come before.
+// in q, dout, lse and delta: p is then 1, which meets a dout of zero, and ds is 0. Keys past the end are masked, because all queries come
+// before.
 __device__ __forceinline__ void score_gradient(float &s, float &dp, float scale_log2, float lse_log2, float delta, bool visible) {
     s = visible ? exp2_approximate(multiply_add(s, scale_log2, -lse_log2)) : 0.0f;
     dp = s * (dp - delta);
@@ -106,7 +107,8 @@ struct QueryStatistics {
     }
 };
 
-// The transposed scores of a warp, 16 keys from `key` on (rows) and queries from `query` on (columns). MASKED: some keys come after some queries.
+// The transposed scores of a warp, 16 keys from `key` on (rows) and queries from `query` on (columns). MASKED: some keys come after some
+// queries.
 template <bool MASKED = true, int N>
 __device__ __forceinline__ void score_gradients_transposed(Accumulator<1, N> &s, Accumulator<1, N> &dp, float scale_log2,
                                                            const QueryStatistics &queries, uint32_t query, uint32_t key) {

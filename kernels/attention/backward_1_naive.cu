@@ -1,6 +1,6 @@
 // Attention backward, version 1: naive.
-// Idea: the formulas as they stand, in two kernels. One has a block a query (dQ), the other a block a key (dK, dV). Each goes through the rows
-// on the other side in chunks: first a thread a row computes the gradient of one score, then a thread a column adds up the products.
+// Idea: the formulas as they stand, in two kernels. One has a block a query (dQ), the other a block a key (dK, dV). Each goes through the
+// rows on the other side in chunks: first a thread a row computes the gradient of one score, then a thread a column adds up the products.
 // Gain: the baseline. Not yet measured on a GPU.
 // T tokens, Q query heads, K key/value heads, H head dimension, B threads a block (and rows a chunk).
 #include "attention/backward.cuh"

@@ -1,8 +1,9 @@
 // Attention backward, version 2: tiles.
-// Idea: a block owns 64 rows instead of one and brings 64 rows of the other side into shared memory at a time. Every element that was loaded meets 64
-// others, and each thread computes 4 × 4 scores, so that a value read from shared memory serves four products.
+// Idea: a block owns 64 rows instead of one and brings 64 rows of the other side into shared memory at a time. Every element that was
+// loaded meets 64 others, and each thread computes 4 × 4 scores, so that a value read from shared memory serves four products.
 // Gain over version 1: not yet measured on a GPU.
-// H head dimension, W words (pairs of bf16) a row, R rows a tile. Threads are a 16 × 16 grid; thread (y, x) has rows y + 16i, columns x + 16j.
+// H head dimension, W words (pairs of bf16) a row, R rows a tile. Threads are a 16 × 16 grid; thread (y, x) has rows y + 16i, columns x +
+// 16j.
 #include "attention/backward.cuh"
 
 namespace limo {

@@ -1,6 +1,7 @@
 // Attention backward, version 3: tensor cores.
-// Idea: all seven products by mma. Four warps share a tile of 64 rows, 16 each. The block of keys computes its scores transposed, a row a key: the
-// registers that hold p and ds are then, rounded to bf16, the left factor of dV += pᵀ·dout and dK += dsᵀ·q, so they never touch shared memory.
+// Idea: all seven products by mma. Four warps share a tile of 64 rows, 16 each. The block of keys computes its scores transposed, a row a
+// key: the registers that hold p and ds are then, rounded to bf16, the left factor of dV += pᵀ·dout and dK += dsᵀ·q, so they never touch
+// shared memory.
 // Gain over version 2: not yet measured on a GPU.
 // H head dimension, R rows a tile, P queries at once. A warp's sums: s, dp [16, R] or [16, P], dq, dk, dv [16, H].
 #include "attention/backward.cuh"

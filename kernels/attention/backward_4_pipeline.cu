@@ -1,6 +1,7 @@
 // Attention backward, version 4: copies ahead.
-// Idea: while the tensor cores work on one tile of the other side, the next one is on its way, straight from global to shared memory (cp.async). That takes
-// two places for it, and one barrier a tile instead of two. Tiles are swizzled, so that ldmatrix reads eight rows without a bank conflict.
+// Idea: while the tensor cores work on one tile of the other side, the next one is on its way, straight from global to shared memory
+// (cp.async). That takes two places for it, and one barrier a tile instead of two. Tiles are swizzled, so that ldmatrix reads eight rows
+// without a bank conflict.
 // Gain over version 3: not yet measured on a GPU.
 // H head dimension, R rows a tile, P queries at once. A warp's sums: s, dp [16, R] or [16, P], dq, dk, dv [16, H].
 #include "attention/backward.cuh"
@@ -49,7 +50,8 @@ template <int H> __device__ __forceinline__ void pipelined_queries(const Attenti
     Accumulator<1, H / 8> dq = {};
     for (uint32_t step = 0; step <= tile.index; ++step) {
         copy_async_wait<0>();
-        // Without it products would meet rows that others' copies have not brought, and the next copies would overwrite what others still read.
+        // Without it products would meet rows that others' copies have not brought, and the next copies would overwrite what others still
+        // read.
         block_barrier();
         fetch(step + 1);
         Accumulator<1, ROWS / 8> s = {}, dp = {};
@@ -95,7 +97,8 @@ template <int H> __device__ __forceinline__ void pipelined_keys(const AttentionB
     Accumulator<1, H / 8> dk = {}, dv = {};
     for (uint32_t step = 0; step < steps; ++step) {
         copy_async_wait<0>();
-        // Without it products would meet rows that others' copies have not brought, and the next copies would overwrite what others still read.
+        // Without it products would meet rows that others' copies have not brought, and the next copies would overwrite what others still
+        // read.
         block_barrier();
         fetch(step + 1);
         const int stage = step % 2;

@@ -1,7 +1,8 @@
 // Attention backward, version 5: one pass.
-// Idea: the block of keys has ds already, so it also computes its part of dQ = ds·k: five products instead of seven, and the scores once. Other blocks have
-// parts of the same dQ, so it is added up in f32 in global memory, in ascending order of key tiles. Every tile of queries has a turn, which says whose part is
-// next. A block takes a ticket when it starts, and the ticket is its work: who waits for an earlier tile of keys waits for a block that runs.
+// Idea: the block of keys has ds already, so it also computes its part of dQ = ds·k: five products instead of seven, and the scores once.
+// Other blocks have parts of the same dQ, so it is added up in f32 in global memory, in ascending order of key tiles. Every tile of queries
+// has a turn, which says whose part is next. A block takes a ticket when it starts, and the ticket is its work: who waits for an earlier
+// tile of keys waits for a block that runs.
 // Gain over version 4: not yet measured on a GPU.
 // H head dimension, R rows a tile, P queries at once. A warp's sums: s, dp [16, P], dk, dv [16, H], dq [32, 32] at a time.
 #include "attention/backward.cuh"

@@ -1,6 +1,6 @@
 // Before and after attention backward: what is computed once a row. Memory-bound, 16 bytes an access, the same for every version.
-// Before: delta = rowsum(dout ∘ out), which softmax takes off every dP of a row. The fused versions also need their turns and their ticket to
-// start at zero, in every launch. After them: their dQ, added up in f32, is scaled and rounded once.
+// Before: delta = rowsum(dout ∘ out), which softmax takes off every dP of a row. The fused versions also need their turns and their ticket
+// to start at zero, in every launch. After them: their dQ, added up in f32, is scaled and rounded once.
 // T tokens, Q query heads, K key/value heads, H head dimension; H / 8 threads a row.
 #include "attention/backward.cuh"
 

@@ -1,8 +1,9 @@
 // Attention backward, version 6, which ships: less waiting.
-// Idea: version 5 meets at three barriers a tile and lets memory answer three times in a row: whose turn is it, what is the sum, is the sum stored? Here a warp asks
-// for itself, between two products, and says that its sum is stored a tile later, when that is long done; the sum comes during the product that is added to it.
-// Query tiles come last first and, within a tile, head after head: all tiles of keys walk the same list, a later one just ends sooner, so nobody is held up for
-// long. Tiles of 128 keys halve the traffic of dQ. Only tiles on the diagonal are masked.
+// Idea: version 5 meets at three barriers a tile and lets memory answer three times in a row: whose turn is it, what is the sum, is the sum
+// stored? Here a warp asks for itself, between two products, and says that its sum is stored a tile later, when that is long done; the sum
+// comes during the product that is added to it. Query tiles come last first and, within a tile, head after head: all tiles of keys walk the
+// same list, a later one just ends sooner, so nobody is held up for long. Tiles of 128 keys halve the traffic of dQ. Only tiles on the
+// diagonal are masked.
 // Gain over version 5: not yet measured on a GPU.
 // H head dimension, R keys and C queries a tile, P queries at once. A warp's sums: s, dp [16, P], dk, dv [16, H], dq [32, H / 4].
 #include "attention/backward.cuh"
@@ -119,7 +120,8 @@ template <int H> __device__ __forceinline__ void fused(const AttentionBackwardPa
         block_barrier(); // without it dQ would take ds that others have not put there, or the sum of an earlier turn
         if (!adds(step)) continue;
         const HeadRows<float> sum_gmem = head_of(step).dq_sum_gmem;
-        auto sum = load_queries<2, H / 32>(sum_gmem, step.query + row, column, tile.length, tile.index == 0); // on its way during the product
+        // On its way during the product.
+        auto sum = load_queries<2, H / 32>(sum_gmem, step.query + row, column, tile.length, tile.index == 0);
         Accumulator<2, H / 32> dq = {};
         multiply_from_transposed(dq, ds, row, k, column);
         add(sum, dq);
