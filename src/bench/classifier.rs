@@ -1,6 +1,6 @@
 //! Chunked linear + cross-entropy over the vocabulary of each model: the whole op with its products, and the kernel between them.
 
-use super::models::{CLASSIFIER_ROWS, Model, TOKENS};
+use super::models::{Model, TOKENS};
 use super::problem::{Device, Problem, Sets, integers, normal, scaled, zeros};
 use super::{Ceiling, Ladder};
 use crate::error::Result;
@@ -38,26 +38,26 @@ fn whole<'a>(device: Device<'a>, model: &Model) -> Result<Problem<'a>> {
             }),
         }
     }
-    let Model { hidden: d, vocabulary: v, .. } = *model;
+    let (rows, d, v) = (model.classifier_rows(), model.hidden, model.vocabulary);
     let operands = [
         normal(Bf16, &[TOKENS, d]),
         scaled(Bf16, &[v, d], 1.0 / (d as f64).sqrt()), // logits of deviation one
         integers(targets(TOKENS, model)),
         scaled(F32, &[TOKENS], 1.0 / TOKENS as f64),
         zeros(F32, &[TOKENS]),
-        zeros(Bf16, &[CLASSIFIER_ROWS, v]),
+        zeros(Bf16, &[rows, v]),
         zeros(Bf16, &[TOKENS, d]),
         zeros(F32, &[v, d]),
     ];
     let mut sets = Sets::new(device.launcher, operands)?;
     let cost = op(sets.at(0)).cost();
     let issue = move |version: usize, i| classifier(device.launcher, &CLASSIFIER[version], device.gemm, op(sets.at(i)));
-    Ok(Problem::new(format!("T {TOKENS} by {CLASSIFIER_ROWS}, V {v}, D {d}"), cost, issue))
+    Ok(Problem::new(format!("T {TOKENS} by {rows}, V {v}, D {d}"), cost, issue))
 }
 
 /// Reads and writes the logits of one chunk at least once.
 fn kernel<'a>(device: Device<'a>, model: &Model) -> Result<Problem<'a>> {
-    let (rows, v) = (CLASSIFIER_ROWS, model.vocabulary);
+    let (rows, v) = (model.classifier_rows(), model.vocabulary);
     let operands = [
         normal(Bf16, &[rows, v]),
         integers(targets(rows, model)),

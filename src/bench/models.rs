@@ -1,13 +1,12 @@
 //! The shapes that benchmarks run at: one micro-batch of the Qwen2.5 models.
 
+use crate::model::classifier_rows;
 use crate::ops::HeadLayout;
+use crate::tensor::DType;
 use serde::Serialize;
 
 /// Tokens of a micro-batch.
 pub const TOKENS: usize = 16384;
-
-/// Rows of logits that the classifier holds at a time: [4096, 152064] in bf16 are 1.16 GiB.
-pub const CLASSIFIER_ROWS: usize = 4096;
 
 /// What a model's kernels see of it.
 #[derive(Debug, Serialize)]
@@ -20,6 +19,13 @@ pub struct Model {
     pub feed_forward: usize,
     /// V
     pub vocabulary: usize,
+}
+
+impl Model {
+    /// C, the rows of logits that the engine holds at a time.
+    pub fn classifier_rows(&self) -> usize {
+        classifier_rows(DType::Bf16, self.vocabulary, TOKENS)
+    }
 }
 
 pub const MODELS: [Model; 3] = [

@@ -1,7 +1,7 @@
 //! The matrix products of a layer and of the head at the shapes of each model, through cuBLASLt: forward, and the gradients of
 //! input and weight.
 
-use super::models::{CLASSIFIER_ROWS, Model, TOKENS};
+use super::models::{Model, TOKENS};
 use super::problem::{Device, Problem, Sets, normal, zeros};
 use super::{Ceiling, Ladder};
 use crate::error::Result;
@@ -12,16 +12,16 @@ use crate::tensor::{View, ViewMut};
 /// A linear layer, [outputs, inputs], and the rows that pass through it at once.
 struct Layer {
     name: &'static str,
-    rows: usize,
+    rows: fn(&Model) -> usize,
     extent: fn(&Model) -> [usize; 2],
 }
 
 const LAYERS: [Layer; 5] = [
-    Layer { name: "qkv", rows: TOKENS, extent: |m| [m.heads.fused() * m.heads.dim, m.hidden] },
-    Layer { name: "attention out", rows: TOKENS, extent: |m| [m.hidden, m.heads.query * m.heads.dim] },
-    Layer { name: "gate and up", rows: TOKENS, extent: |m| [2 * m.feed_forward, m.hidden] },
-    Layer { name: "down", rows: TOKENS, extent: |m| [m.hidden, m.feed_forward] },
-    Layer { name: "head", rows: CLASSIFIER_ROWS, extent: |m| [m.vocabulary, m.hidden] },
+    Layer { name: "qkv", rows: |_| TOKENS, extent: |m| [m.heads.fused() * m.heads.dim, m.hidden] },
+    Layer { name: "attention out", rows: |_| TOKENS, extent: |m| [m.hidden, m.heads.query * m.heads.dim] },
+    Layer { name: "gate and up", rows: |_| TOKENS, extent: |m| [2 * m.feed_forward, m.hidden] },
+    Layer { name: "down", rows: |_| TOKENS, extent: |m| [m.hidden, m.feed_forward] },
+    Layer { name: "head", rows: Model::classifier_rows, extent: |m| [m.vocabulary, m.hidden] },
 ];
 
 /// One of the three products of a linear layer.
@@ -68,8 +68,8 @@ pub fn ladders() -> Vec<Ladder> {
 }
 
 fn product<'a>(device: Device<'a>, model: &Model, layer: &Layer, direction: &'static Direction) -> Result<Problem<'a>> {
-    let [n, k] = (layer.extent)(model);
-    let shapes = (direction.shapes)(layer.rows, n, k);
+    let (rows, [n, k]) = ((layer.rows)(model), (layer.extent)(model));
+    let shapes = (direction.shapes)(rows, n, k);
     let operands = [normal(Bf16, &shapes[0]), normal(Bf16, &shapes[1]), zeros(direction.result, &shapes[2])];
     let mut sets = Sets::new(device.launcher, operands)?;
     let [a, b, c] = sets.at(0);
@@ -78,5 +78,5 @@ fn product<'a>(device: Device<'a>, model: &Model, layer: &Layer, direction: &'st
         let [a, b, c] = sets.at(i);
         (device.gemm)((direction.gemm)(a.view(), b.view(), c.view_mut()))
     };
-    Ok(Problem::new(format!("T {}, N {n}, K {k}", layer.rows), cost, issue))
+    Ok(Problem::new(format!("T {rows}, N {n}, K {k}"), cost, issue))
 }

@@ -115,7 +115,7 @@ pub struct Activations {
 
 /// Rows of the classifier's chunk. A GPU (storage in bf16) needs about 2000 to be as fast in the three products as in long ones, so its logits may take 640
 /// MiB, in whole tiles of the products. On a CPU a hundred rows are enough, and 64 MiB.
-fn classifier_rows(storage: DType, vocab: usize, capacity: usize) -> usize {
+pub fn classifier_rows(storage: DType, vocab: usize, capacity: usize) -> usize {
     const TILE: usize = 128;
     let budget = if storage == DType::Bf16 { 640 << 20 } else { 64 << 20 };
     let rows: usize = budget / (vocab * storage.size());

@@ -10,7 +10,7 @@ mod layout;
 mod random;
 mod weights;
 
-pub use activations::{Activations, Keep, KvCache};
+pub use activations::{Activations, Keep, KvCache, classifier_rows};
 pub use forward::{AttentionMode, Packed, Qwen2};
 pub use gradients::{AccumulatedGradients, BlockGradients, GradSink};
 pub use layout::{Block, BlockLayout, Layout, Parameter, Part, Role};

@@ -73,7 +73,7 @@ train() {
     sed -e 's/"hidden_size": [0-9]*/"hidden_size": 128/' -e 's/"num_hidden_layers": [0-9]*/"num_hidden_layers": 2/' \
         -e 's/"num_attention_heads": [0-9]*/"num_attention_heads": 2/' configs/tiny/config.json >"$STATE/runs/model.json"
     "$LIMO" train configs/tiny.toml --overwrite "${@:2}" -s model.config="$STATE/runs/model.json" -s train.max_steps=10 \
-        -s samples.n=0 -s output.dir="$STATE/runs/$1"
+        -s 'samples.file=""' -s samples.n=0 -s output.dir="$STATE/runs/$1"
 }
 
 bench() { parts bench "ceilings $(tables | grep -v conformance)"; }
