@@ -20,7 +20,7 @@ use std::time::Duration;
 fn kernels(criterion: &mut Criterion) {
     match visible_devices() {
         Ok(0) => println!("skipped: no GPU is visible"),
-        Err(error) => println!("skipped: {error}"),
+        Err(error) => panic!("{error}"),
         Ok(_) => time(criterion).unwrap_or_else(|error| panic!("{error}")),
     }
 }
@@ -32,6 +32,10 @@ fn time(criterion: &mut Criterion) -> Result<()> {
     let device = Device { launcher: &driver, gemm: &gemm };
     for ladder in BENCHES.iter().flat_map(|bench| (bench.ladders)()) {
         for model in &MODELS {
+            if let Err(error) = ladder.problem(device, model) {
+                println!("skipped {} {}: {error}", ladder.family, model.name);
+                continue;
+            }
             let mut group = criterion.benchmark_group(format!("{} {}", ladder.family, model.name));
             group.sample_size(10);
             // Reserved for the first version that the command line's filter lets through.

@@ -33,17 +33,4 @@ __device__ __forceinline__ bf16x8 gated(const bf16x8 &gate, const bf16x8 &up) {
     return to_bf16(g);
 }
 
-__device__ __forceinline__ void gate_gradients(const bf16x8 &gate, const bf16x8 &up, const bf16x8 &dout, bf16x8 &dgate, bf16x8 &dup) {
-    f32x8 g = to_float(gate), u = to_float(up);
-    const f32x8 d = to_float(dout);
-#pragma unroll
-    for (int i = 0; i < 8; ++i) {
-        const GateGradient gradient = gate_gradient(g.at[i], u.at[i], d.at[i]);
-        g.at[i] = gradient.gate;
-        u.at[i] = gradient.up;
-    }
-    dgate = to_bf16(g);
-    dup = to_bf16(u);
-}
-
 } // namespace limo

@@ -51,6 +51,9 @@ pub(super) const SYMBOLS: &[&str] = &[
     "cuStreamWaitEvent",
 ];
 
+/// Bytes that are not offered to tensors: the driver loads code and reserves local memory at first launches, cuBLASLt likewise.
+const KEPT_FREE: usize = 256 << 20;
+
 /// The primary context and everything that dies with it. Memory and events hold it, so it outlives them.
 struct Context {
     device: sys::CUdevice,
@@ -201,7 +204,7 @@ impl Gpu {
         match lock(&self.last_kernel).as_str() {
             "" => error,
             kernel => error.help(format!(
-                "the last kernel launched was {kernel}; with CUDA_LAUNCH_BLOCKING=1 the kernel at fault reports itself"
+                "the last kernel launched was {kernel}: it, or one before it, is at fault; with CUDA_LAUNCH_BLOCKING=1 that one reports itself"
             )),
         }
     }
@@ -307,7 +310,7 @@ impl Launcher for Driver {
     fn free_memory(&self) -> Result<Option<usize>> {
         self.gpu.bind()?;
         let (free, _) = result::mem_get_info().map_err(|e| self.gpu.failed("asking for free device memory", e))?;
-        Ok(Some(free))
+        Ok(Some(free.saturating_sub(KEPT_FREE)))
     }
 
     unsafe fn launch(&self, kernel: &str, launch: Launch, params: &[u8]) -> Result<()> {

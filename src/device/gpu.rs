@@ -120,5 +120,9 @@ fn text(status: CUresult) -> String {
 }
 
 pub(super) fn failed(what: &str, DriverError(status): DriverError) -> Error {
-    Error::internal(format!("{what} failed: {}", text(status)))
+    let message = format!("{what} failed: {}", text(status));
+    match status {
+        CUresult::CUDA_ERROR_OUT_OF_MEMORY => Error::does_not_fit(message),
+        _ => Error::internal(message),
+    }
 }

@@ -48,6 +48,7 @@ pub fn train(engine: &mut Engine, job: &Job, folder: &RunFolder, observer: &mut 
     let mut outcome = Outcome { steps, last: None, seconds: 0.0, tokens: 0 };
     let mut rows = Vec::new();
 
+    let mut algorithms = 0;
     observer.samples(engine, 0)?;
     for step in 0..steps.total {
         let (epoch, index) = (step / steps.per_epoch, step % steps.per_epoch);
@@ -74,8 +75,10 @@ pub fn train(engine: &mut Engine, job: &Job, folder: &RunFolder, observer: &mut 
             }
             observer.skipped(&error)?;
         }
-        debug_assert!(step == 0 || engine.ops.allocator().regions() == regions, "step {step} reserved device memory");
         drop(range);
+        if step > 0 && engine.ops.allocator().regions() != regions {
+            return Err(Error::internal(format!("step {} reserved memory: all of it is reserved before the first", step + 1)));
+        }
         let seconds = began.elapsed().as_secs_f64();
         let record = StepRecord {
             step: step + 1,
@@ -93,9 +96,11 @@ pub fn train(engine: &mut Engine, job: &Job, folder: &RunFolder, observer: &mut 
         };
         metrics.write(&record)?;
         observer.step(&record, steps)?;
-        let algorithms = engine.ops.product_algorithms();
-        if step == 0 && !algorithms.is_empty() {
-            folder.write_algorithms(&algorithms)?;
+        // New shapes of micro-batches bring new products.
+        let chosen = engine.ops.product_algorithms();
+        if chosen.len() > algorithms {
+            folder.write_algorithms(&chosen)?;
+            algorithms = chosen.len();
         }
         outcome.seconds += seconds;
         outcome.tokens += loss.tokens;

@@ -177,6 +177,8 @@ fn gradients_of_every_tensor_err_as_storage_in_bf16_does() {
     }
     let (exact, cpu) = (gradients(Cpu), gradients(CpuBf16));
     let kernels = gradients(Cuda::emulated(Emulator::plain(3).unwrap()));
+    let names = |gradients: &[(String, Vec<f32>)]| gradients.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>();
+    assert!(kernels.len() > 20 && names(&kernels) == names(&cpu) && names(&cpu) == names(&exact));
     for (((name, kernels), (_, cpu)), (_, exact)) in kernels.iter().zip(&cpu).zip(&exact) {
         let (ours, storage) = (error(kernels, exact), error(cpu, exact));
         println!("{name}: emulator {ours:.2e}, CPU in bf16 {storage:.2e}");

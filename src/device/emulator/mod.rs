@@ -26,6 +26,8 @@ use warp::WARP;
 
 /// What an H200 gives a block.
 const MOST_THREADS: u32 = 1024;
+/// Blocks in x, y and z, on every GPU.
+const MOST_BLOCKS: [u32; 3] = [i32::MAX as u32, 65_535, 65_535];
 const MOST_SHARED_BYTES: u32 = 227 << 10;
 
 /// A device of host memory whose kernels run in fibers. Threads take turns in an order that the seed chooses.
@@ -131,7 +133,8 @@ impl Launcher for Emulator {
 fn check_extent(kernel: &str, launch: &Launch) -> Result<()> {
     let threads = launch.block.iter().try_fold(1u32, |product, &n| product.checked_mul(n)).unwrap_or(u32::MAX);
     let whole_warps = threads != 0 && threads.is_multiple_of(WARP as u32) && threads <= MOST_THREADS;
-    if whole_warps && launch.grid.iter().all(|&n| n > 0) && launch.shared_bytes <= MOST_SHARED_BYTES {
+    let grid_fits = launch.grid.iter().zip(MOST_BLOCKS).all(|(n, most)| (1..=most).contains(n));
+    if whole_warps && grid_fits && launch.shared_bytes <= MOST_SHARED_BYTES {
         return Ok(());
     }
     Err(Error::internal(format!("{kernel} cannot be launched as {launch:?}")))
