@@ -1,11 +1,13 @@
 //! Named ranges on the time line of Nsight Systems, through NVIDIA's NVTX library where it is installed. Without it they cost nothing.
 
+use super::libraries::Folders;
 use libloading::Library;
 use std::ffi::{CString, c_char, c_int};
 use std::marker::PhantomData;
+use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
-/// The names under which toolkits 12 and 13 install it.
+/// The toolkit's name for it, and that of pip's package nvidia-nvtx.
 const FILES: [&str; 2] = ["libnvToolsExt.so.1", "libnvtx3interop.so.1"];
 
 struct Nvtx {
@@ -13,9 +15,13 @@ struct Nvtx {
     pop: unsafe extern "C" fn() -> c_int,
 }
 
-static NVTX: LazyLock<Option<Nvtx>> = LazyLock::new(|| FILES.iter().find_map(|file| load(file)));
+static NVTX: LazyLock<Option<Nvtx>> = LazyLock::new(|| {
+    let Folders { chosen, usual } = Folders::from_environment();
+    let beside = |folders: Vec<PathBuf>| folders.into_iter().flat_map(|folder| FILES.map(|file| folder.join(file)));
+    beside(chosen).chain(FILES.map(PathBuf::from)).chain(beside(usual)).find_map(|file| load(&file))
+});
 
-fn load(file: &str) -> Option<Nvtx> {
+fn load(file: &Path) -> Option<Nvtx> {
     // SAFETY: running NVTX's initialisers is what loading it means. It stays loaded, so its functions stay valid; their types are those of
     // nvToolsExt.h: int nvtxRangePushA(const char*), int nvtxRangePop(void).
     unsafe {

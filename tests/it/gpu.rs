@@ -8,7 +8,7 @@ use limo_engine::device::driver::Driver;
 use limo_engine::device::gpu::{devices, visible_devices};
 use limo_engine::device::images::Image;
 use limo_engine::device::libraries::{CUBLASLT, NCCL};
-use limo_engine::device::{Launch, Launcher, Stream};
+use limo_engine::device::{Launch, Launcher, Stream, nvtx};
 use limo_engine::error::{Error, Kind};
 use limo_engine::ops::Gemm;
 use limo_engine::ops::cuda::gemm::CublasLt;
@@ -33,6 +33,7 @@ fn fakes() -> Option<&'static Path> {
             ("cublasLt.c", &format!("{packages}/cu13/lib/libcublasLt.so.13"), ""),
             ("cublasLt.c", "other/libcublasLt.so", ""),
             ("nccl.c", &format!("{packages}/nccl/lib/libnccl.so.2"), ""),
+            ("nvtx.c", &format!("{packages}/cu13/lib/libnvtx3interop.so.1"), ""),
         ];
         // A child must not replace files that its siblings run.
         let built = std::env::var_os(CHILD).is_some();
@@ -143,6 +144,20 @@ fn driver_allocates_launches_copies_and_times() {
         assert_eq!(download(&driver, &copy).view().f32(), [1.0, -2.0, 3.5, 0.25, 9.0]);
         driver.fill_bytes(0xFF, out.view_mut()).unwrap();
         assert!(download(&driver, &out).view().f32().iter().all(|v| v.is_nan()));
+    });
+}
+
+#[test]
+fn ranges_nest_where_nvtx_is_installed() {
+    let log = Path::new(env!("CARGO_TARGET_TMPDIR")).join("nvtx.log");
+    if std::env::var_os(CHILD).is_none() {
+        let _ = std::fs::remove_file(&log);
+    }
+    with_fakes("ranges_nest_where_nvtx_is_installed", "drivers", &[("FAKE_NVTX_LOG", log.to_str().unwrap())], || {
+        let step = nvtx::range("step");
+        drop(nvtx::range("forward"));
+        drop(step);
+        assert_eq!(std::fs::read_to_string(&log).unwrap(), "push step\npush forward\npop \npop \n");
     });
 }
 

@@ -8,7 +8,7 @@ use super::clocks::Stamp;
 use super::grid::{Grid, current};
 use super::intrinsics::fail;
 use super::memory::{RED_ZONE, find};
-use super::shadow::{Access, Cell, Reads};
+use super::shadow::{Access, Cell, Readers};
 use super::warp::WARP;
 
 /// What an address belongs to, for people.
@@ -48,7 +48,7 @@ impl Grid<'_> {
     fn examine(&mut self, address: u64, bytes: usize, access: Access, thread: usize) -> Result<(), Flaw> {
         let now = self.stamp(thread);
         let block = &mut self.blocks[self.running.0];
-        let (clocks, threads) = (&block.clocks, block.threads.len());
+        let clocks = &block.clocks;
         let ordered = |earlier: Stamp| clocks.ordered(earlier, thread);
         let (start, memory) = match block.shared.holds(address, bytes) {
             true => (block.shared.base, &mut block.shared.memory),
@@ -58,7 +58,7 @@ impl Grid<'_> {
         let mut rival = None;
         memory.shadow.cells(offset, bytes, |at, cell| {
             rival = rival.or_else(|| cell.rival(access, &ordered).map(|(stamp, other)| (stamp, other, at)));
-            cell.remember(now, access, &ordered, threads);
+            cell.remember(now, access, &ordered);
         });
         if let Some((stamp, other, at)) = rival {
             return Err(Flaw::Race(stamp, other, start + at as u64));
@@ -90,7 +90,7 @@ impl Grid<'_> {
     fn stamp_copy(&mut self, address: u64, bytes: usize, stamp: Stamp, written: bool) {
         let shared = &mut self.blocks[self.running.0].shared;
         let offset = (address - shared.base) as usize;
-        shared.memory.shadow.cells(offset, bytes, |_, cell| *cell = Cell { write: Some(stamp), reads: Reads::Nobody });
+        shared.memory.shadow.cells(offset, bytes, |_, cell| *cell = Cell { write: Some(stamp), readers: Readers::default() });
         shared.memory.written[offset..][..bytes].fill(written);
     }
 

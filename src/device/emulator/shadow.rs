@@ -27,24 +27,25 @@ struct Page {
 pub struct Cell {
     pub write: Option<Stamp>,
     /// Reads since that write.
-    pub reads: Reads,
+    pub readers: Readers,
+}
+
+/// Threads whose reads are not known to be ordered before another one's: a group of one block and one clock, as bits, and the rest.
+#[derive(Clone, Default)]
+pub struct Readers {
+    block: u32,
+    /// 0: there is no group.
+    clock: u32,
+    /// The first threads of the block, a bit each.
+    threads: u128,
+    more: Option<Box<More>>,
 }
 
 #[derive(Clone, Default)]
-pub enum Reads {
-    #[default]
-    Nobody,
-    One(Stamp),
-    Many(Box<Readers>),
-}
-
-/// Reads of several threads, none ordered after all others.
-#[derive(Clone)]
-pub struct Readers {
-    block: u32,
-    /// The clock of each of its threads' last read, 0 for none.
-    clocks: Vec<u32>,
-    /// Of every other block, the last reader: what orders it usually orders its block.
+struct More {
+    /// The other threads of the group.
+    threads: [u128; 7],
+    /// Readers outside of it: threads of its block, and of every other block the last, since what orders it usually orders its block.
     others: Vec<Stamp>,
 }
 
@@ -92,50 +93,62 @@ impl Cell {
         if let Some(write) = unordered(self.write) {
             return Some((write, Access::Write));
         }
-        let read = match (access, &self.reads) {
-            (Access::Read, _) | (_, Reads::Nobody) => None,
-            (_, Reads::One(read)) => unordered(Some(*read)),
-            (_, Reads::Many(readers)) => readers.stamps().find(|&stamp| !ordered(stamp)),
-        };
+        let read = if access == Access::Write { self.readers.all().find(|&stamp| !ordered(stamp)) } else { None };
         read.map(|stamp| (stamp, Access::Read))
     }
 
-    /// Notes an access by a thread of a block of `threads`.
-    pub fn remember(&mut self, now: Stamp, access: Access, ordered: &impl Fn(Stamp) -> bool, threads: usize) {
-        if access == Access::Write {
-            *self = Cell { write: Some(now), reads: Reads::Nobody };
-            return;
-        }
-        match &mut self.reads {
-            Reads::Nobody => self.reads = Reads::One(now),
-            // An ordered read adds nothing: whoever is ordered after this one is ordered after that one.
-            Reads::One(read) if ordered(*read) => *read = now,
-            Reads::One(read) => {
-                let mut readers = Readers { block: now.block, clocks: vec![0; threads], others: Vec::new() };
-                readers.add(*read);
-                readers.add(now);
-                self.reads = Reads::Many(Box::new(readers));
-            }
-            Reads::Many(readers) => readers.add(now),
+    pub fn remember(&mut self, now: Stamp, access: Access, ordered: &impl Fn(Stamp) -> bool) {
+        match access {
+            Access::Write => *self = Cell { write: Some(now), readers: Readers::default() },
+            Access::Read => self.readers.add(now, ordered),
         }
     }
 }
 
 impl Readers {
-    fn add(&mut self, stamp: Stamp) {
-        if stamp.block == self.block {
-            self.clocks[stamp.thread as usize] = stamp.clock;
-            return;
+    fn add(&mut self, now: Stamp, ordered: &impl Fn(Stamp) -> bool) {
+        if (self.block, self.clock) != (now.block, now.clock) {
+            // A group that is ordered before this read adds nothing: whoever is ordered after this one is ordered after all of those.
+            if !self.group().all(ordered) {
+                self.keep_group(now.block);
+            }
+            (self.block, self.clock, self.threads) = (now.block, now.clock, 0);
+            self.more.iter_mut().for_each(|more| more.threads = Default::default());
         }
-        match self.others.iter_mut().rev().find(|other| other.block == stamp.block) {
-            Some(other) => *other = stamp,
-            None => self.others.push(stamp),
+        let bit = 1 << (now.thread % u128::BITS);
+        match (now.thread / u128::BITS) as usize {
+            0 => self.threads |= bit,
+            word => self.more.get_or_insert_default().threads[word - 1] |= bit,
         }
     }
 
-    fn stamps(&self) -> impl Iterator<Item = Stamp> {
-        let stamp = |(thread, &clock): (usize, &u32)| Stamp { block: self.block, thread: thread as u32, clock };
-        self.others.iter().copied().chain(self.clocks.iter().enumerate().filter(|(_, clock)| **clock > 0).map(stamp))
+    /// Moves the group to the others: all of it if the next one is of the same block, else its last thread.
+    fn keep_group(&mut self, next_block: u32) {
+        let same_block = self.block == next_block;
+        let kept: Vec<Stamp> = if same_block { self.group().collect() } else { self.group().last().into_iter().collect() };
+        let others = &mut self.more.get_or_insert_default().others;
+        for stamp in kept {
+            let replaced = |other: &&mut Stamp| other.block == stamp.block && (!same_block || other.thread == stamp.thread);
+            match others.iter_mut().rev().find(replaced) {
+                Some(other) => *other = stamp,
+                None => others.push(stamp),
+            }
+        }
+    }
+
+    fn group(&self) -> impl Iterator<Item = Stamp> {
+        let words = [self.threads].into_iter().chain(self.more.iter().flat_map(|more| more.threads));
+        words.enumerate().flat_map(move |(word, mut bits)| {
+            std::iter::from_fn(move || {
+                let bit = (bits != 0).then(|| bits.trailing_zeros())?;
+                bits &= bits - 1;
+                Some(Stamp { block: self.block, thread: word as u32 * u128::BITS + bit, clock: self.clock })
+            })
+        })
+    }
+
+    fn all(&self) -> impl Iterator<Item = Stamp> {
+        self.group().chain(self.more.iter().flat_map(|more| more.others.iter().copied()))
     }
 }
 
@@ -161,5 +174,23 @@ mod tests {
         assert_eq!(write(75, 1, 4), [(75, Some(3))]);
         assert_eq!(write(74, 4, 5), [(74, Some(3)), (75, Some(4)), (76, Some(3)), (77, Some(3))]);
         assert_eq!(write(120, 16, 6).len(), 8 + 1, "across pages");
+    }
+
+    #[test]
+    fn readers_are_kept_until_a_read_is_ordered_after_them() {
+        let stamp = |block, thread, clock| Stamp { block, thread, clock };
+        let mut readers = Readers::default();
+        for thread in [0, 127, 128, 1023] {
+            readers.add(stamp(0, thread, 1), &|_| false);
+        }
+        assert_eq!(readers.all().map(|stamp| stamp.thread).collect::<Vec<_>>(), [0, 127, 128, 1023]);
+        readers.add(stamp(0, 5, 2), &|_| false);
+        assert_eq!(readers.all().count(), 5, "the same block at another clock");
+        readers.add(stamp(1, 6, 1), &|_| false);
+        assert!(readers.all().any(|kept| kept == stamp(1, 6, 1)) && readers.all().any(|kept| kept.block == 0));
+        let mut readers = Readers::default();
+        readers.add(stamp(0, 1, 1), &|_| false);
+        readers.add(stamp(0, 2, 2), &|_| true);
+        assert_eq!(readers.all().collect::<Vec<_>>(), [stamp(0, 2, 2)]);
     }
 }
