@@ -81,6 +81,9 @@ fn verify(chosen: &Chosen, json: Option<&Path>) -> Result<()> {
         report.results.push(line);
         Ok(())
     })?;
+    if report.results.is_empty() {
+        return Err(Error::usage("none of these benchmarks runs on the emulator").help("products and ceilings need a GPU"));
+    }
     say!("\n{}", table(&report.results))?;
     json.map_or(Ok(()), |path| write_json(path, &report))
 }
@@ -93,6 +96,10 @@ fn start(device: String) -> Result<Report> {
 
 fn list(chosen: &Chosen, json: Option<&Path>) -> Result<()> {
     let listed = bench::list(chosen)?;
+    if listed.is_empty() {
+        return Err(Error::usage("none of these benchmarks launches kernels of ours")
+            .help("products and ceilings are cuBLASLt's and the driver's"));
+    }
     let mut rows = vec![["model", "shape", "version", "kernel", "grid", "threads", "shared bytes"].map(String::from)];
     for Listed { line, launches } in &listed {
         rows.extend(launches.iter().map(|launch| {

@@ -59,7 +59,7 @@ pub fn run(args: TrainArgs) -> Result<()> {
     require_single_process(args.ranks)?;
     let config = Config::load(&args.config, &args.set)?;
     let ops = args.device.ops(args.dtype)?;
-    let (mut folder, start) = RunFolder::open(&config, resume, args.overwrite)?;
+    let (mut folder, start) = RunFolder::open(&config, ops.dtype(), resume, args.overwrite)?;
     if start == Start::Finished && !args.dry_run {
         return say!("{} holds a finished run; --overwrite starts over", folder.path.display());
     }
@@ -89,7 +89,7 @@ pub fn run(args: TrainArgs) -> Result<()> {
     if folder.metrics().exists() {
         say!("{}: starting over, the earlier run there is discarded (this version resumes nothing)", folder.path.display())?;
     }
-    folder.begin(&config)?;
+    folder.begin(&config, engine.ops.dtype())?;
     let mut reporter = Reporter { progress: Progress::new(steps), sampler };
     let job = Job { config: &config, train: &data, eval: eval.as_ref(), memory: plan.ledger.total() };
     let outcome = train(&mut engine, &job, &folder, &mut reporter)?;
@@ -125,6 +125,17 @@ struct Plan {
     ledger: Ledger,
 }
 
+/// The most tokens that are packed together: the longest rows of a step, or an evaluation, which is packed as a whole.
+fn most_packed(config: &Config, data: &[&Dataset]) -> usize {
+    let together = |index: usize| if index == 0 { config.train.batch } else { usize::MAX };
+    let packed = data.iter().enumerate().map(|(index, dataset)| {
+        let mut lengths: Vec<usize> = dataset.examples.iter().map(|e| e.tokens.len()).collect();
+        lengths.sort_unstable_by_key(|&length| std::cmp::Reverse(length));
+        lengths.iter().take(together(index)).sum()
+    });
+    packed.max().unwrap_or(1)
+}
+
 /// Buffers no longer than the data needs, and the fastest recompute policy that fits.
 fn plan(
     config: &Config,
@@ -136,7 +147,7 @@ fn plan(
     let lengths = || data.iter().flat_map(|d| &d.examples).map(|e| e.tokens.len());
     let longest = lengths().max().unwrap_or(1);
     let positions = longest.max(samples.map_or(0, Samples::capacity));
-    let micro_tokens = if config.train.packing { config.train.micro_tokens.min(lengths().sum()) } else { longest };
+    let micro_tokens = if config.train.packing { config.train.micro_tokens.min(most_packed(config, data)) } else { longest };
     let planned = |keep, micro_tokens| -> Result<Plan> {
         let sizes = Sizes { micro_tokens, positions, keep };
         let mut ledger = Engine::plan(ops, architecture, sizes)?;

@@ -3,6 +3,7 @@
 use crate::config::Config;
 use crate::error::{Error, Result, io_error, write_error};
 use crate::io::write_atomic;
+use crate::tensor::DType;
 use std::fs::{File, TryLockError};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -41,16 +42,18 @@ const OURS: [&str; 8] = [CONFIG, METRICS, GEMM, MODEL, ".config.toml.tmp", ".gem
 const LOCK: &str = ".lock";
 /// The first line of our `config.toml`, by which a folder is known as a run's.
 const MARK: &str = "# The resolved configuration of a limo-engine run";
+/// Begins its second line: what weights and activations are stored in, which is no key of a configuration.
+const STORAGE: &str = "# --dtype ";
 /// Keys that may differ between a run and its continuation.
 const SAFE_KEYS: [&str; 7] =
     ["data.eval", "memory.", "output.dir", "samples.", "train.eval_every", "train.keep", "train.save_every"];
 
 impl RunFolder {
-    /// Looks at `output.dir` and says where the run begins; writes nothing.
+    /// Looks at `output.dir` and says where a run with `storage` begins; writes nothing.
     ///
     /// Errors: usage, if the folder holds files of somebody else or something that the run reads; if it holds a run and `resume` is
     /// `Never` without `overwrite`; if it holds a finished run of another configuration.
-    pub fn open(config: &Config, resume: Resume, overwrite: bool) -> Result<(RunFolder, Start)> {
+    pub fn open(config: &Config, storage: DType, resume: Resume, overwrite: bool) -> Result<(RunFolder, Start)> {
         let path = &config.output.dir;
         let folder = RunFolder { path: path.clone(), lock: None };
         if !path.exists() {
@@ -72,7 +75,7 @@ impl RunFolder {
         if !folder.model().exists() {
             return Ok((folder, Start::Fresh));
         }
-        folder.refuse_differences(config)?;
+        folder.refuse_differences(config, storage)?;
         Ok((folder, Start::Finished))
     }
 
@@ -127,7 +130,7 @@ impl RunFolder {
     }
 
     /// A finished run is one of this configuration, but for keys that do not matter to it.
-    fn refuse_differences(&self, config: &Config) -> Result<()> {
+    fn refuse_differences(&self, config: &Config, storage: DType) -> Result<()> {
         let read = |text: &str| text.parse::<toml::Table>().map(|table| flatten("", &table));
         let text = std::fs::read_to_string(self.config()).map_err(|e| io_error(self.config(), e))?;
         let before = read(&text).map_err(|e| Error::usage(format!("{}: {e}", self.config().display())))?;
@@ -135,6 +138,10 @@ impl RunFolder {
         let value = |of: &[(String, String)], key: &str| of.iter().find(|(k, _)| k == key).map(|(_, v)| v.clone());
         let keys: std::collections::BTreeSet<&String> = before.iter().chain(&now).map(|(key, _)| key).collect();
         let mut differences = Vec::new();
+        let stored = text.lines().find_map(|line| line.strip_prefix(STORAGE));
+        if let Some(stored) = stored.filter(|stored| *stored != storage.to_string()) {
+            differences.push(format!("--dtype was {stored}, is {storage}"));
+        }
         for key in keys.into_iter().filter(|key| !SAFE_KEYS.iter().any(|safe| key.starts_with(safe))) {
             let [was, is] = [&before, &now].map(|of| value(of, key).unwrap_or_else(|| "unset".into()));
             if was != is {
@@ -155,7 +162,7 @@ impl RunFolder {
     /// Makes the folder, removes what an earlier run left there, and writes the resolved configuration.
     ///
     /// Errors: usage, if the folder cannot be written to, or another run writes to it now.
-    pub fn begin(&mut self, config: &Config) -> Result<()> {
+    pub fn begin(&mut self, config: &Config, storage: DType) -> Result<()> {
         std::fs::create_dir_all(&self.path).map_err(|e| write_error(&self.path, e).context("output.dir"))?;
         let path = self.path.join(LOCK);
         let lock = File::create(&path).map_err(|e| write_error(&path, e).context("output.dir"))?;
@@ -172,7 +179,7 @@ impl RunFolder {
                 _ => {}
             }
         }
-        let text = format!("{MARK}.\n\n{}", config.to_toml());
+        let text = format!("{MARK}.\n{STORAGE}{storage}\n\n{}", config.to_toml());
         write_atomic(&self.config(), |out| out.write_all(text.as_bytes()).map_err(|e| write_error(self.config(), e)))
     }
 

@@ -129,6 +129,8 @@ fn a_finished_run_of_another_configuration_is_not_this_run() {
     assert_eq!(train(&config, &["-s", "train.eval_every=3"]).0, 0, "a key that is safe to change");
     let (code, error) = train(&config, &["-s", "train.batch=1"]);
     assert!(code == 2 && error.contains("train.batch was 2, is 1") && error.contains("--overwrite"), "{code}: {error}");
+    let (code, error) = train(&config, &["--dtype", "bf16"]);
+    assert!(code == 2 && error.contains("--dtype was f32, is bf16"), "{code}: {error}");
     std::fs::remove_file(folder.path().join("rows.jsonl")).unwrap();
     assert_eq!(train(&config, &[]).0, 0, "a finished run needs no data");
 }

@@ -93,7 +93,10 @@ impl Ops for Cuda {
         const WIDTH_MULTIPLE: usize = 8;
         let refuse = |what: String| Err(Error::usage(what).help("pass --device cpu"));
         if !HEAD_DIMS.contains(&heads.dim) {
-            return refuse(format!("the CUDA kernels know heads of {HEAD_DIMS:?} elements; this model has {}", heads.dim));
+            return refuse(format!(
+                "the CUDA kernels know heads of {} and {} elements; this model has {}",
+                HEAD_DIMS[0], HEAD_DIMS[1], heads.dim
+            ));
         }
         match widths.iter().find(|(_, width)| !width.is_multiple_of(WIDTH_MULTIPLE)) {
             Some((key, width)) => {
