@@ -41,6 +41,12 @@ template <int ROWS> __device__ __forceinline__ uint32_t rows_of_tile(uint32_t fi
     return length - first < uint32_t(ROWS) ? length - first : uint32_t(ROWS);
 }
 
+// Starts copying the rows of a tile that begins at row `first` of `length`; zeros behind them.
+template <int THREADS, typename Tile>
+__device__ __forceinline__ void copy_rows_async(Tile tile, HeadRows<const bf16> rows_gmem, uint32_t first, uint32_t length) {
+    copy_tile_async<THREADS>(tile, rows_gmem[first], rows_gmem.stride, rows_of_tile<Tile::ROWS>(first, length));
+}
+
 // A score and the gradient that reaches its probability become the probability and the gradient of the score:
 //     p = exp(scale · s − lse) = 2^(s · scale · log₂e − lse · log₂e)        ds = p · (dp − delta)
 // `scale_log2` and `lse_log2` hold the factor log₂e already. A score that is masked has neither. Rows past the end of a sequence have zeros
@@ -67,12 +73,6 @@ __device__ __forceinline__ uint32_t take_block_ticket(uint32_t *counter_gmem, ui
     if (threadIdx.x == 0) *ticket_smem = take_ticket(counter_gmem);
     block_barrier(); // without it others would read what shared memory held before
     return *ticket_smem;
-}
-
-// ROWS rows of a tile from row `row` on, a multiple of eight.
-template <int ROWS, int ALL, int COLUMNS, typename Layout>
-__device__ __forceinline__ Tile<ROWS, COLUMNS, Layout> rows_from(Tile<ALL, COLUMNS, Layout> tile, uint32_t row) {
-    return {tile.smem + row * COLUMNS};
 }
 
 // The scores of a warp: 16 queries from `query` on, keys from `key` on. `lse_log2` and `delta` are those of its lanes' rows.
@@ -138,17 +138,6 @@ __device__ __forceinline__ void store_gradient(const Accumulator<1, N> &gradient
             const float *pair = &gradient.at[0][n][2 * half];
             *reinterpret_cast<uint32_t *>(to_gmem[at] + 8 * n + 2 * c) = pack_bf16x2(pair[0] * scale, pair[1] * scale);
         }
-    }
-}
-
-// Rounds a warp's 16 rows of sums to bf16 and puts them into a tile, from (row, column) on.
-template <int N, typename Tile>
-__device__ __forceinline__ void put(Tile tile, const Accumulator<1, N> &sums, uint32_t row, uint32_t column) {
-    const uint32_t g = uint32_t(lane_index()) / 4, c = uint32_t(lane_index()) % 4;
-#pragma unroll
-    for (uint32_t n = 0; n < N; ++n) {
-        *tile.pair(row + g, column + 8 * n + 2 * c) = pack_bf16x2(sums.at[0][n][0], sums.at[0][n][1]);
-        *tile.pair(row + g + 8, column + 8 * n + 2 * c) = pack_bf16x2(sums.at[0][n][2], sums.at[0][n][3]);
     }
 }
 

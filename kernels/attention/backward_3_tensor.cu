@@ -72,7 +72,7 @@ template <int H> __device__ __forceinline__ void tensor_keys(const AttentionBack
             block_barrier(); // without it products would meet rows that others have not loaded
 #pragma unroll 1 // unrolled, it needs more registers than there are
             for (uint32_t part = 0; part < ROWS; part += PART<H>) {
-                const auto q_part = rows_from<PART<H>>(q, part), dout_part = rows_from<PART<H>>(dout, part);
+                const auto q_part = q.template part<PART<H>>(part), dout_part = dout.template part<PART<H>>(part);
                 Accumulator<1, PART<H> / 8> s = {}, dp = {};
                 multiply_transposed(s, k, 16 * warp, q_part);
                 multiply_transposed(dp, v, 16 * warp, dout_part);

@@ -20,10 +20,6 @@ template <int H> struct Tiles {
     __device__ __forceinline__ RowTile<H> operator[](uint32_t i) const { return {first_smem + i * RowTile<H>::ELEMENTS}; }
 };
 
-template <int H> __device__ __forceinline__ void load(RowTile<H> tile, HeadRows<const bf16> rows_gmem, uint32_t first, uint32_t length) {
-    copy_tile_async<THREADS>(tile, rows_gmem[first], rows_gmem.stride, rows_of_tile<ROWS>(first, length));
-}
-
 // dQ of 64 queries: over the tiles of keys up to the diagonal.
 template <int H> __device__ __forceinline__ void pipelined_queries(const AttentionBackwardParams &p) {
     const SequenceTile tile = find_tile<ROWS>(p.cu_seqlens, p.sequences, blockIdx.x);
@@ -36,13 +32,13 @@ template <int H> __device__ __forceinline__ void pipelined_queries(const Attenti
 
     const auto fetch = [&](uint32_t step) {
         if (step <= tile.index) {
-            load<H>(k[step % 2], at.k_gmem, step * ROWS, tile.length);
-            load<H>(v[step % 2], at.v_gmem, step * ROWS, tile.length);
+            copy_rows_async<THREADS>(k[step % 2], at.k_gmem, step * ROWS, tile.length);
+            copy_rows_async<THREADS>(v[step % 2], at.v_gmem, step * ROWS, tile.length);
         }
         copy_async_commit();
     };
-    load<H>(q, at.q_gmem, first, tile.length);
-    load<H>(dout, at.dout_gmem, first, tile.length);
+    copy_rows_async<THREADS>(q, at.q_gmem, first, tile.length);
+    copy_rows_async<THREADS>(dout, at.dout_gmem, first, tile.length);
     fetch(0);
     float lse_log2[2], delta[2];
     load_statistics(at, own, tile.length, lse_log2, delta);
@@ -84,14 +80,14 @@ template <int H> __device__ __forceinline__ void pipelined_keys(const AttentionB
         if (step < steps) {
             const HeadPair<H> at(p, tile.begin, heads + step / tiles);
             const uint32_t query = first + step % tiles * ROWS;
-            load<H>(q[step % 2], at.q_gmem, query, tile.length);
-            load<H>(dout[step % 2], at.dout_gmem, query, tile.length);
+            copy_rows_async<THREADS>(q[step % 2], at.q_gmem, query, tile.length);
+            copy_rows_async<THREADS>(dout[step % 2], at.dout_gmem, query, tile.length);
             queries(step % 2).template load<ROWS, THREADS>(at, query, tile.length);
         }
         copy_async_commit();
     };
-    load<H>(k, keys.k_gmem, first, tile.length);
-    load<H>(v, keys.v_gmem, first, tile.length);
+    copy_rows_async<THREADS>(k, keys.k_gmem, first, tile.length);
+    copy_rows_async<THREADS>(v, keys.v_gmem, first, tile.length);
     fetch(0);
 
     Accumulator<1, H / 8> dk = {}, dv = {};
@@ -104,7 +100,7 @@ template <int H> __device__ __forceinline__ void pipelined_keys(const AttentionB
         const int stage = step % 2;
 #pragma unroll 1 // unrolled, it needs more registers than there are
         for (uint32_t part = 0; part < ROWS; part += PART<H>) {
-            const auto q_part = rows_from<PART<H>>(q[stage], part), dout_part = rows_from<PART<H>>(dout[stage], part);
+            const auto q_part = q[stage].template part<PART<H>>(part), dout_part = dout[stage].template part<PART<H>>(part);
             Accumulator<1, PART<H> / 8> s = {}, dp = {};
             multiply_transposed(s, k, 16 * warp, q_part);
             multiply_transposed(dp, v, 16 * warp, dout_part);

@@ -14,10 +14,6 @@ constexpr int WARPS = ROWS / 16, THREADS = WARPS * WARP;
 template <int H> constexpr int PART = H == 64 ? ROWS : ROWS / 2; // P: what registers allow
 template <int H> using RowTile = Tile<ROWS, H>;
 
-template <int H> __device__ __forceinline__ void load(RowTile<H> tile, HeadRows<const bf16> rows_gmem, uint32_t first, uint32_t length) {
-    copy_tile_async<THREADS>(tile, rows_gmem[first], rows_gmem.stride, rows_of_tile<ROWS>(first, length));
-}
-
 template <int H> __device__ __forceinline__ void fused(const AttentionBackwardParams &p) {
     SharedMemory shared;
     uint32_t *ticket_smem = shared.take<uint32_t>(1);
@@ -43,15 +39,15 @@ template <int H> __device__ __forceinline__ void fused(const AttentionBackwardPa
     };
     const auto fetch_q = [&](uint32_t step) {
         if (step >= steps) return;
-        load<H>(q(step), head_of(step).q_gmem, query_of(step), tile.length);
+        copy_rows_async<THREADS>(q(step), head_of(step).q_gmem, query_of(step), tile.length);
         queries(step).template load<ROWS, THREADS>(head_of(step), query_of(step), tile.length);
     };
     const auto fetch_dout = [&](uint32_t step) {
-        if (step < steps) load<H>(dout, head_of(step).dout_gmem, query_of(step), tile.length);
+        if (step < steps) copy_rows_async<THREADS>(dout, head_of(step).dout_gmem, query_of(step), tile.length);
         copy_async_commit();
     };
-    load<H>(k, keys.k_gmem, first, tile.length);
-    load<H>(v, keys.v_gmem, first, tile.length);
+    copy_rows_async<THREADS>(k, keys.k_gmem, first, tile.length);
+    copy_rows_async<THREADS>(v, keys.v_gmem, first, tile.length);
     fetch_q(0);
     fetch_dout(0);
 
@@ -65,12 +61,12 @@ template <int H> __device__ __forceinline__ void fused(const AttentionBackwardPa
         fetch_q(step + 1);
 #pragma unroll 1 // unrolled, it needs more registers than there are
         for (uint32_t part = 0; part < ROWS; part += PART<H>) {
-            const auto q_part = rows_from<PART<H>>(q(step), part), dout_part = rows_from<PART<H>>(dout, part);
+            const auto q_part = q(step).template part<PART<H>>(part), dout_part = dout.template part<PART<H>>(part);
             Accumulator<1, PART<H> / 8> s = {}, dp = {};
             multiply_transposed(s, k, own, q_part);
             multiply_transposed(dp, v, own, dout_part);
             score_gradients_transposed(s, dp, p.scale * LOG2_E, queries(step).from(part), query + part, first + own);
-            put(ds, dp, own, part);
+            dp.store(ds, own, part);
             multiply(dv, s, dout_part);
             multiply(dk, dp, q_part);
         }

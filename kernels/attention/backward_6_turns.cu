@@ -16,19 +16,14 @@ constexpr int SLICE = QUERIES / 2; // rows of dQ that a warp adds to, in one of 
 template <int H> constexpr int PART = H == 64 ? QUERIES : QUERIES / 2; // P: what registers allow
 static_assert(SLICE == 32 && ATTENTION_BACKWARD_TURNS == 4, "two by four warps share a tile of dQ");
 
-template <int ROWS, int H>
-__device__ __forceinline__ void load(Tile<ROWS, H> tile, HeadRows<const bf16> rows_gmem, uint32_t first, uint32_t length) {
-    copy_tile_async<THREADS>(tile, rows_gmem[first], rows_gmem.stride, rows_of_tile<ROWS>(first, length));
-}
-
 // Rounds a warp's rows, from `row` on, and stores them by whole chunks. The warp alone uses those rows of `tile`.
 template <int H>
 __device__ __forceinline__ void store(const Accumulator<1, H / 8> &sums, Tile<KEYS, H> tile, HeadRows<bf16> to_gmem, uint32_t first,
                                       uint32_t row, uint32_t length) {
-    put(tile, sums, row, 0);
+    sums.store(tile, row, 0);
     warp_barrier(); // without it a lane would store chunks that others have not filled
     const uint32_t valid = length > first + row ? length - first - row : 0;
-    store_tile<WARP>(uint32_t(lane_index()), rows_from<16>(tile, row), to_gmem[first + row], to_gmem.stride, valid);
+    store_tile<WARP>(uint32_t(lane_index()), tile.template part<16>(row), to_gmem[first + row], to_gmem.stride, valid);
 }
 
 // What a step works on: the first query of a tile, one of the group's query heads.
@@ -64,8 +59,8 @@ template <int H> __device__ __forceinline__ void fused(const AttentionBackwardPa
         float statistic = 0;
         if (exists) {
             const HeadPair<H> at = head_of(step);
-            load(q(stage), at.q_gmem, step.query, tile.length);
-            load(dout(stage), at.dout_gmem, step.query, tile.length);
+            copy_rows_async<THREADS>(q(stage), at.q_gmem, step.query, tile.length);
+            copy_rows_async<THREADS>(dout(stage), at.dout_gmem, step.query, tile.length);
             const uint32_t row = step.query + threadIdx.x % QUERIES;
             if (threadIdx.x < 2 * QUERIES && row < tile.length) {
                 statistic = threadIdx.x < QUERIES ? at.lse_gmem[row] * LOG2_E : at.delta_gmem[row];
@@ -85,8 +80,8 @@ template <int H> __device__ __forceinline__ void fused(const AttentionBackwardPa
         return p.turns + (token * p.query_heads + step.head) * ATTENTION_BACKWARD_TURNS + quarter;
     };
     Step step = {first + (tiles - 1) * QUERIES, heads}, last = step;
-    load(k, head_of(step).k_gmem, first, tile.length);
-    load(v, head_of(step).v_gmem, first, tile.length);
+    copy_rows_async<THREADS>(k, head_of(step).k_gmem, first, tile.length);
+    copy_rows_async<THREADS>(v, head_of(step).v_gmem, first, tile.length);
     put_statistic(0, fetch(step, 0, true));
 
     Accumulator<1, H / 8> dk = {}, dv = {};
@@ -99,7 +94,7 @@ template <int H> __device__ __forceinline__ void fused(const AttentionBackwardPa
         const QueryStatistics now{statistics(stage), statistics(stage) + QUERIES};
 #pragma unroll 1 // unrolled, it needs more registers than there are
         for (uint32_t part = 0; part < QUERIES; part += PART<H>) {
-            const auto q_part = rows_from<PART<H>>(q(stage), part), dout_part = rows_from<PART<H>>(dout(stage), part);
+            const auto q_part = q(stage).template part<PART<H>>(part), dout_part = dout(stage).template part<PART<H>>(part);
             Accumulator<1, PART<H> / 8> s = {}, dp = {};
             multiply_transposed(s, k, own, q_part);
             multiply_transposed(dp, v, own, dout_part);
@@ -108,7 +103,7 @@ template <int H> __device__ __forceinline__ void fused(const AttentionBackwardPa
             } else {
                 score_gradients_transposed<false>(s, dp, p.scale * LOG2_E, now.from(part), step.query + part, first + own);
             }
-            put(ds, dp, own, part);
+            dp.store(ds, own, part);
             multiply(dv, s, dout_part);
             if (part == 0 && lane == 0) {
                 if (i > 0 && adds(last)) pass_turn(turn_of(last), tile.index + 1);

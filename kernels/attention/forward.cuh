@@ -5,8 +5,6 @@
 
 namespace limo {
 
-constexpr float LN_2 = 0.6931471805599453f;
-
 __device__ __forceinline__ float minus_infinity() { return bits_as_float(0xff800000u); }
 
 // The hardware has powers of two only, and e^x = 2^(x log2 e). So scores count in exponents of two: this times a product of query and key.
@@ -125,7 +123,7 @@ __device__ __forceinline__ void finish(const AttentionForwardParams &p, const Fo
         }
     }
     warp_barrier(); // without it a lane could overwrite queries that another has yet to load
-    out.store(own, 0);
+    out.store(own, 0, 0);
     warp_barrier(); // without it a lane would store chunks that others have not filled
     const uint32_t valid = work.queries > row ? work.queries - row : 0;
     store_tile<WARP>(lane, own, work.out_gmem(p, row), work.out_stride(p), valid);

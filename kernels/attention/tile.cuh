@@ -6,8 +6,6 @@
 
 namespace limo {
 
-constexpr float LOG2_E = 1.4426950408889634f; // e^x = 2^(x · log₂ e): the hardware has powers of two only
-
 // --- Work ---------------------------------------------------------------------------------------------------------------------
 
 // Tile `index` of the `count` tiles of a sequence of `length` tokens, which starts at token `begin` of the batch.
@@ -58,7 +56,7 @@ template <int ROWS_, int COLUMNS_, typename Layout_ = Swizzled> struct Tile {
     static __device__ __forceinline__ uint32_t offset(uint32_t row, uint32_t chunk) {
         return row * COLUMNS + Layout::place(row, chunk) * CHUNK;
     }
-    // COUNT of its rows, from `row` on; both are multiples of 16.
+    // COUNT of its rows, from `row` on, a multiple of 8; COUNT is a multiple of 16.
     template <int COUNT> __device__ __forceinline__ Tile<COUNT, COLUMNS, Layout> part(uint32_t row) const {
         return {smem + row * COLUMNS};
     }
@@ -182,15 +180,15 @@ template <int M_, int N_> struct Accumulator {
         }
     }
 
-    // Rounds to bf16 and stores from row `row` on.
-    template <typename Tile> __device__ __forceinline__ void store(Tile tile, uint32_t row) const {
+    // Rounds to bf16 and stores from (row, column) on.
+    template <typename Tile> __device__ __forceinline__ void store(Tile tile, uint32_t row, uint32_t column) const {
         const uint32_t g = uint32_t(lane_index()) / 4, c = uint32_t(lane_index()) % 4;
 #pragma unroll
         for (uint32_t m = 0; m < M; ++m) {
 #pragma unroll
             for (uint32_t n = 0; n < N; ++n) {
-                *tile.pair(row + 16 * m + g, 8 * n + 2 * c) = pack_bf16x2(at[m][n][0], at[m][n][1]);
-                *tile.pair(row + 16 * m + g + 8, 8 * n + 2 * c) = pack_bf16x2(at[m][n][2], at[m][n][3]);
+                *tile.pair(row + 16 * m + g, column + 8 * n + 2 * c) = pack_bf16x2(at[m][n][0], at[m][n][1]);
+                *tile.pair(row + 16 * m + g + 8, column + 8 * n + 2 * c) = pack_bf16x2(at[m][n][2], at[m][n][3]);
             }
         }
     }

@@ -8,7 +8,6 @@
 
 namespace limo {
 
-constexpr float LOG2_E = 1.44269504f, LN_2 = 0.693147181f;
 // Below every logit but minus infinity: what a maximum of nothing is. Finite, because infinity minus infinity is no number.
 constexpr float LOWEST = -3.402823466e38f;
 constexpr int32_t IGNORE = -1;

@@ -4,6 +4,9 @@
 
 namespace limo {
 
+// e^x = 2^(x · log₂ e), and ln x = ln 2 · log₂ x: the hardware has powers and logarithms of two only.
+constexpr float LOG2_E = 1.4426950408889634f, LN_2 = 0.6931471805599453f;
+
 // A brain float as it is stored: the upper half of an f32.
 struct bf16 {
     uint16_t bits;

@@ -3,14 +3,14 @@
 // is read and written once a run, not once a token.
 // Gain over version 1: not yet measured on a GPU.
 // T tokens, D width, V rows of the table.
-#include "common/tile.cuh"
+#include "common/warp_tile.cuh"
 #include "embedding/add.cuh"
 #include "params/embedding.h"
 
 namespace limo {
 
 template <bool VECTORS> __device__ __forceinline__ void embedding_backward_vector(const EmbeddingBackwardParams &p) {
-    const Tile<1> tile(p.width);
+    const WarpTile<1> tile(p.width);
     const uint32_t first = tile.row;
     if (first >= p.rows) return;
     const int32_t id = p.ids[p.order[first]];

@@ -5,7 +5,7 @@
 // and a long run waits for memory an eighth as often.
 // Gain over version 2: not yet measured on a GPU.
 // T tokens, D width, V rows of the table.
-#include "common/tile.cuh"
+#include "common/warp_tile.cuh"
 #include "embedding/add.cuh"
 #include "params/embedding.h"
 
@@ -13,7 +13,7 @@ namespace limo {
 
 template <bool VECTORS> __device__ __forceinline__ void embedding_backward_windows(const EmbeddingBackwardParams &p) {
     constexpr int ROWS = 8; // loaded before the first is added
-    const Tile<1> tile(p.width);
+    const WarpTile<1> tile(p.width);
     const uint32_t window = tile.row * WARP;
     if (window >= p.rows) return;
     const int lane = lane_index();

@@ -3,14 +3,14 @@
 // frequent tokens come back.
 // Gain over version 1: not yet measured on a GPU.
 // T tokens, D width, V rows of the table, C chunks a lane.
-#include "common/tile.cuh"
+#include "common/warp_tile.cuh"
 #include "params/embedding.h"
 
 namespace limo {
 
 template <bool VECTORS> __device__ __forceinline__ void embedding_forward_vector(const EmbeddingForwardParams &p) {
     constexpr int CHUNKS = EMBEDDING_FORWARD_TILE / (WARP * CHUNK);
-    const Tile<CHUNKS> tile(p.width);
+    const WarpTile<CHUNKS> tile(p.width);
     if (tile.row >= p.rows) return;
     const int32_t id = p.ids[tile.row];
     const bool known = id >= 0 && uint32_t(id) < p.vocabulary;

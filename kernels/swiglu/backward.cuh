@@ -1,13 +1,13 @@
 // SwiGLU backward, versions 2 and 3: a warp a tile of a row, CHUNKS chunks of 16 bytes a lane, all loaded before the first is used.
 #pragma once
-#include "common/tile.cuh"
+#include "common/warp_tile.cuh"
 #include "params/swiglu.h"
 #include "swiglu/gate.cuh"
 
 namespace limo {
 
 template <int CHUNKS, bool VECTORS> __device__ __forceinline__ void swiglu_backward(const SwiGluBackwardParams &p) {
-    const Tile<CHUNKS> tile(p.width);
+    const WarpTile<CHUNKS> tile(p.width);
     if (tile.row >= p.rows) return;
     const uint64_t row = uint64_t(tile.row) * p.width;
     const bf16 *gate_gmem = p.gate_up + 2 * row, *up_gmem = gate_gmem + p.width, *dout_gmem = p.dout + row;

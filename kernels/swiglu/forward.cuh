@@ -1,13 +1,13 @@
 // SwiGLU forward, versions 2 and 3: a warp a tile of a row, CHUNKS chunks of 16 bytes a lane, all loaded before the first is used.
 #pragma once
-#include "common/tile.cuh"
+#include "common/warp_tile.cuh"
 #include "params/swiglu.h"
 #include "swiglu/gate.cuh"
 
 namespace limo {
 
 template <int CHUNKS, bool VECTORS> __device__ __forceinline__ void swiglu_forward(const SwiGluForwardParams &p) {
-    const Tile<CHUNKS> tile(p.width);
+    const WarpTile<CHUNKS> tile(p.width);
     if (tile.row >= p.rows) return;
     const bf16 *gate_gmem = p.gate_up + uint64_t(tile.row) * 2 * p.width, *up_gmem = gate_gmem + p.width;
     bf16 *out_gmem = p.out + uint64_t(tile.row) * p.width;

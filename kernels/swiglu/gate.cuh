@@ -7,7 +7,6 @@ namespace limo {
 // 1 / (1 + e⁻ˣ), as t / (1 + t) or 1 / (1 + t) with t = e^−|x| ≤ 1: nothing overflows, for no x. The relative error is at most
 // (|x| + 4) · 2⁻²³, most of it from rounding x · log₂ e; below x = −87.3 the result is 0.
 __device__ __forceinline__ float sigmoid(float x) {
-    constexpr float LOG2_E = 1.44269504f;
     const float t = exp2_approximate(LOG2_E * (x < 0 ? x : -x));
     const float r = reciprocal_approximate(1.0f + t);
     return x < 0 ? t * r : r;

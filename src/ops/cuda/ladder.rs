@@ -52,7 +52,7 @@ pub fn launch(blocks: u32, threads: u32, shared_bytes: u32) -> Launch {
     Launch { grid: [blocks, 1, 1], block: [threads, 1, 1], shared_bytes }
 }
 
-/// A warp for each tile of `tile` columns of each row (`kernels/common/tile.cuh`).
+/// A warp for each tile of `tile` columns of each row (`kernels/common/warp_tile.cuh`).
 pub fn tiles(rows: u32, width: u32, tile: u32, threads: u32) -> Launch {
     // Rows of more tiles than 2³² count would fill terabytes.
     let warps = u64::from(rows) * u64::from(width.div_ceil(tile));
