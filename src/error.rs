@@ -68,6 +68,10 @@ impl Error {
         Self::new(Kind::NonFinite, message)
     }
 
+    pub fn stopped(message: impl Into<String>) -> Self {
+        Self::new(Kind::Stopped, message)
+    }
+
     /// Says what the user can do about it.
     pub fn help(mut self, help: impl Into<String>) -> Self {
         self.help = Some(help.into());

@@ -11,6 +11,7 @@ mod model;
 mod progress;
 mod score;
 mod selftest;
+mod signals;
 mod terminal;
 mod train;
 
@@ -22,7 +23,7 @@ use std::process::ExitCode;
 /// Fine-tune Qwen2-family models with all parameters on long reasoning chains.
 ///
 /// Exit codes: 0 done, 1 internal error, 2 usage or configuration, 3 data, 4 does not fit in memory, 5 loss not finite,
-/// 6 communication; 7 (checkpoint) and 75 (stopped by a signal, with a checkpoint) are reserved.
+/// 6 communication, 7 checkpoint, 75 stopped by a signal with a checkpoint saved.
 #[derive(Parser)]
 #[command(name = "limo-engine", version, propagate_version = true)]
 struct Cli {
@@ -59,7 +60,11 @@ pub fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // Standard error may be closed too.
-            let _ = writeln!(std::io::stderr(), "error: {}", terminal::visible(&error.to_string()));
+            let text = terminal::visible(&error.to_string());
+            let _ = match error.kind {
+                Kind::Stopped => writeln!(std::io::stderr(), "{text}"),
+                _ => writeln!(std::io::stderr(), "error: {text}"),
+            };
             ExitCode::from(error.kind.exit_code())
         }
     }

@@ -5,17 +5,19 @@ use super::launch::require_single_process;
 use super::memory::{available_memory, does_not_fit};
 use super::progress::{Progress, clock};
 use super::say;
+use super::signals::Signals;
 use super::terminal::visible;
-use crate::config::{Config, ModelConfig, OutputDtype, Recompute, read_json};
+use crate::config::{Config, Every, ModelConfig, OutputDtype, Recompute, read_json};
 use crate::data::{Chat, Dataset, Message, Prompt, load, read_prompts, require_fit};
 use crate::error::{Error, Result};
 use crate::grading::boxed_answer;
-use crate::io::{Checkpoint, DEFAULT_SHARD_BYTES, Export, TensorSpec, export};
+use crate::io::{self, Companions, free_space};
 use crate::model::{Keep, Layout, Qwen2};
 use crate::ops::Ops;
 use crate::sample::{Greedy, Limits};
 use crate::tensor::{DType, Ledger, format_bytes};
-use crate::train::{Engine, EvalRecord, Job, Observer, Outcome, Resume, RunFolder, Sizes, Start, StepRecord, Steps, train};
+use crate::train::{Engine, EvalRecord, Job, Observer, Outcome, Resume, RunFolder, Sizes, Start, StepRecord, Steps};
+use crate::train::{checkpoint_bytes, train};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
@@ -36,7 +38,8 @@ pub struct TrainArgs {
     /// Data-parallel ranks; this version has one
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     ranks: Option<u32>,
-    /// auto: leave a finished run as it is, start an unfinished one over; never: refuse both
+    /// auto: go on from the newest valid checkpoint of output.dir, if it has one; never: refuse a folder that is used; PATH: go on from
+    /// this checkpoint
     #[arg(long, value_name = "auto|never|PATH", default_value = "auto")]
     resume: String,
     /// Delete the run that output.dir holds
@@ -51,17 +54,15 @@ pub fn run(args: TrainArgs) -> Result<()> {
     let resume = match args.resume.as_str() {
         "auto" => Resume::Auto,
         "never" => Resume::Never,
-        path => {
-            return Err(Error::usage(format!("--resume {path}: this version writes no checkpoints to resume from"))
-                .help("use --resume auto or --resume never"));
-        }
+        path => Resume::From(path.into()),
     };
     require_single_process(args.ranks)?;
     let config = Config::load(&args.config, &args.set)?;
     let ops = args.device.ops(args.dtype)?;
-    let (mut folder, start) = RunFolder::open(&config, ops.dtype(), resume, args.overwrite)?;
-    if start == Start::Finished && !args.dry_run {
-        return say!("{} holds a finished run; --overwrite starts over", folder.path.display());
+    let (mut folder, start) = RunFolder::open(&config, ops.dtype(), &resume, args.overwrite)?;
+    describe_start(&start, &folder)?;
+    if matches!(start, Start::Finished) && !args.dry_run {
+        return Ok(());
     }
     let architecture = ModelConfig::from_file(&config.model.config_file()?)?;
     Qwen2::require(ops.as_ref(), &architecture)?;
@@ -73,6 +74,11 @@ pub fn run(args: TrainArgs) -> Result<()> {
     if let Some(eval) = &eval {
         say!("{}", describe("eval", eval))?;
     }
+    let checkpoint = match &start {
+        Start::Continue { checkpoint, .. } => Some(checkpoint),
+        _ => None,
+    };
+    checkpoint.map_or(Ok(()), |checkpoint| checkpoint.require_data(&data))?;
     let datasets: Vec<&Dataset> = std::iter::once(&data).chain(&eval).collect();
     require_fit(datasets.iter().flat_map(|d| &d.examples), config.train.micro_tokens)?;
     let samples = Samples::load(&config, &chat)?;
@@ -84,19 +90,75 @@ pub fn run(args: TrainArgs) -> Result<()> {
     }
 
     let mut engine = Engine::new(ops, &architecture, plan.sizes)?;
-    load_weights(&mut engine, &config, &architecture)?;
-    let sampler = samples.map(|samples| Sampler::new(samples, &engine, &chat)).transpose()?;
-    if folder.metrics().exists() {
-        say!("{}: starting over, the earlier run there is discarded (this version resumes nothing)", folder.path.display())?;
+    require_disk(&engine, &config, &folder, steps)?;
+    match checkpoint {
+        Some(checkpoint) => checkpoint.load(&mut engine)?,
+        None => load_weights(&mut engine, &config, &architecture)?,
     }
-    folder.begin(&config, engine.ops.dtype())?;
-    let mut reporter = Reporter { progress: Progress::new(steps), sampler };
-    let job = Job { config: &config, train: &data, eval: eval.as_ref(), memory: plan.ledger.total() };
-    let outcome = train(&mut engine, &job, &folder, &mut reporter)?;
-    reporter.progress.finish();
+    let source = config.model.config_file()?;
+    let template = config.model.chat_template.as_deref();
+    let companions = Companions::read(&source, &tokenizer, template, config.data.system.as_deref())?;
+    folder.begin(&config, engine.ops.dtype(), &start)?;
 
-    export_model(&engine, &config, &tokenizer, &folder.model())?;
+    let signals = Signals::catch()?;
+    let stop = || signals.check();
+    let sampler = samples.map(|samples| Sampler::new(samples, &engine, &chat, &stop)).transpose()?;
+    let mut reporter = Reporter { progress: Progress::new(steps), sampler };
+    let job = Job {
+        config: &config,
+        train: &data,
+        eval: eval.as_ref(),
+        companions: &companions,
+        dtype: exported_dtype(&config, &source)?,
+        memory: plan.ledger.total(),
+        stop: &stop,
+    };
+    let outcome = train(&mut engine, &job, &folder, checkpoint, &mut reporter)?;
+    reporter.progress.finish();
     summarise(&outcome, &engine, &folder.model())
+}
+
+/// What the run folder holds, where that is worth a word.
+fn describe_start(start: &Start, folder: &RunFolder) -> Result<()> {
+    if let Start::Fresh { invalid } | Start::Continue { invalid, .. } = start {
+        for error in invalid {
+            say!("checkpoint not used: {}", visible(&error.message))?;
+        }
+    }
+    match start {
+        Start::Fresh { .. } if folder.metrics().exists() => {
+            say!("{}: no checkpoint to go on from: the earlier run there starts over", folder.path.display())
+        }
+        Start::Fresh { .. } => Ok(()),
+        Start::Continue { checkpoint, .. } => {
+            say!("continuing after step {}: {}", checkpoint.manifest.step, checkpoint.path.display())
+        }
+        Start::Finished => say!("{} holds a finished run; --overwrite starts over", folder.path.display()),
+    }
+}
+
+/// Refuses a run whose checkpoints and model the disk has no room for, as far as that is known.
+fn require_disk(engine: &Engine, config: &Config, folder: &RunFolder, steps: Steps) -> Result<()> {
+    let period = match config.train.save_every {
+        Every::Epoch => steps.per_epoch,
+        Every::Steps(every) => every.try_into().unwrap_or(usize::MAX),
+    };
+    // While the newest is written, the one that it replaces is still there.
+    let (checkpoint, count) = (checkpoint_bytes(engine), steps.total.div_ceil(period).min(config.train.keep.saturating_add(1)));
+    let model: usize = engine.model_tensors(DType::F32).iter().map(|tensor| tensor.bytes()).sum();
+    let needed = checkpoint.saturating_mul(count).saturating_add(model);
+    say!("disk: {} for {count} checkpoints of {} and the model", format_bytes(needed), format_bytes(checkpoint))?;
+    let reused = checkpoint * folder.checkpoints().steps()?.len() + if folder.model().exists() { model } else { 0 };
+    match free_space(&folder.path) {
+        Some(free) if free < needed.saturating_sub(reused) as u64 => Err(Error::does_not_fit(format!(
+            "{}: this run writes up to {}, the disk has {} left",
+            folder.path.display(),
+            format_bytes(needed),
+            format_bytes(free as usize)
+        ))
+        .help("make room, choose another output.dir, or lower train.keep")),
+        _ => Ok(()),
+    }
 }
 
 fn describe(what: &str, data: &Dataset) -> String {
@@ -214,7 +276,7 @@ fn load_weights(engine: &mut Engine, config: &Config, architecture: &ModelConfig
     let ops = engine.ops.as_ref();
     match config.model.folder()? {
         Some(folder) => {
-            let checkpoint = Checkpoint::open(&folder)?;
+            let checkpoint = io::Checkpoint::open(&folder)?;
             engine.state.weights.load_checkpoint(ops, &checkpoint).map_err(|e| e.context(folder.display()))
         }
         None => engine.state.weights.initialise(ops, config.train.seed, architecture.initializer_range as f32),
@@ -266,16 +328,17 @@ struct Sampler<'a> {
     samples: Samples,
     chat: &'a Chat,
     greedy: Greedy,
+    stop: &'a dyn Fn() -> Result<()>,
 }
 
 impl<'a> Sampler<'a> {
     /// Answers printed in full.
     const SHOWN: usize = 3;
 
-    fn new(samples: Samples, engine: &Engine, chat: &'a Chat) -> Result<Self> {
+    fn new(samples: Samples, engine: &Engine, chat: &'a Chat, stop: &'a dyn Fn() -> Result<()>) -> Result<Self> {
         let config = &engine.state.model.config;
         let greedy = Greedy::new(engine.ops.as_ref(), config, samples.slots(), samples.capacity())?;
-        Ok(Sampler { samples, chat, greedy })
+        Ok(Sampler { samples, chat, greedy, stop })
     }
 
     fn run(&mut self, engine: &Engine, step: usize, progress: &Progress) -> Result<()> {
@@ -283,7 +346,7 @@ impl<'a> Sampler<'a> {
         let limits =
             Limits { max_tokens: self.samples.max_tokens, stop: self.chat.stop_ids(), vocabulary: self.chat.vocabulary() };
         let ops = engine.ops.as_ref();
-        let answers = self.greedy.generate(ops, &state.model, &state.weights, &self.samples.tokens, limits)?;
+        let answers = self.greedy.generate(ops, &state.model, &state.weights, &self.samples.tokens, limits, self.stop)?;
         let texts: Vec<String> = answers.iter().map(|a| self.chat.decode(&a.tokens)).collect();
         for ((prompt, text), answer) in self.samples.prompts.iter().zip(&texts).zip(&answers).take(Self::SHOWN) {
             let question = prompt.messages.last().map_or("", |m: &Message| m.content.as_str());
@@ -334,37 +397,25 @@ impl Observer for Reporter<'_> {
             None => Ok(()),
         }
     }
+    fn saved(&mut self, path: &Path) -> Result<()> {
+        self.progress.line(&format!("saved {}", path.display()))
+    }
     fn skipped(&mut self, error: &Error) -> Result<()> {
         self.progress.line(&format!("skipped: {}", error.message))
     }
 }
 
-fn export_model(engine: &Engine, config: &Config, tokenizer: &Path, out: &Path) -> Result<()> {
-    let source = config.model.config_file()?;
-    let dtype = match config.output.dtype {
+/// The element type of the exported weights.
+fn exported_dtype(config: &Config, source: &Path) -> Result<DType> {
+    Ok(match config.output.dtype {
         OutputDtype::Float32 => DType::F32,
         OutputDtype::Bfloat16 => DType::Bf16,
         OutputDtype::Source => {
-            let json = read_json(&source)?;
+            let json = read_json(source)?;
             let stated = json.get("dtype").or_else(|| json.get("torch_dtype")).and_then(Value::as_str);
             if stated == Some("bfloat16") { DType::Bf16 } else { DType::F32 }
         }
-    };
-    let template = config.model.chat_template.as_deref();
-    let template =
-        template.map(|path| std::fs::read_to_string(path).map_err(|e| crate::error::io_error(path, e))).transpose()?;
-    let tensors: Vec<TensorSpec> =
-        engine.state.model.layout.tensors().map(|(name, shape)| TensorSpec { name: name.to_string(), shape }).collect();
-    let spec = Export {
-        config: &source,
-        tokenizer,
-        chat_template: template.as_deref(),
-        system: config.data.system.as_deref(),
-        tensors: &tensors,
-        dtype,
-        shard_bytes: DEFAULT_SHARD_BYTES,
-    };
-    export(out, &spec, |name, rows, values| engine.state.weights.read(engine.ops.as_ref(), name, rows, values))
+    })
 }
 
 fn summarise(outcome: &Outcome, engine: &Engine, model: &Path) -> Result<()> {

@@ -292,7 +292,7 @@ fn read_data(s: &mut Section) -> DataConfig {
 }
 
 fn read_train(s: &mut Section) -> TrainConfig {
-    let train = TrainConfig {
+    TrainConfig {
         epochs: s.integer("epochs", 1, 1..=ANY_COUNT),
         batch: s.integer("batch", 16, 1..=ANY_COUNT),
         micro_tokens: s.integer("micro_tokens", 16384, 1..=MOST_TOKENS),
@@ -304,14 +304,7 @@ fn read_train(s: &mut Section) -> TrainConfig {
         save_every: s.every("save_every"),
         keep: s.integer("keep", 2, 1..=ANY_COUNT),
         skip_nonfinite: s.boolean("skip_nonfinite", false),
-    };
-    if train.save_every != Every::Epoch {
-        s.unimplemented("save_every", "saving checkpoints");
     }
-    if train.keep != 2 {
-        s.unimplemented("keep", "keeping checkpoints");
-    }
-    train
 }
 
 fn read_optimizer(s: &mut Section) -> OptimizerConfig {

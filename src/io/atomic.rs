@@ -28,15 +28,25 @@ pub fn write_atomic(path: &Path, write: impl FnOnce(&mut BufWriter<File>) -> Res
 
 /// Puts the finished folder `new` where `target` is, which may exist: its old content goes away.
 pub(super) fn replace_dir(new: &Path, target: &Path) -> Result<()> {
-    let old = aside(target, "old")?;
-    remove_dir(&old)?;
-    match fs::rename(target, &old) {
-        Err(error) if error.kind() != ErrorKind::NotFound => return Err(write_error(target, error)),
-        _ => {}
-    }
+    let old = set_aside(target)?;
     fs::rename(new, target).map_err(|e| write_error(target, e))?;
     sync_dir(parent(target))?;
     remove_dir(&old)
+}
+
+/// Removes a folder and its content: in one step for who looks for it by its name. None there is fine.
+pub fn remove_folder(dir: &Path) -> Result<()> {
+    remove_dir(&set_aside(dir)?)
+}
+
+/// Renames a folder, if it is there, to `.NAME.old`, and returns that name.
+fn set_aside(dir: &Path) -> Result<PathBuf> {
+    let old = aside(dir, "old")?;
+    remove_dir(&old)?;
+    match fs::rename(dir, &old) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(write_error(dir, error)),
+        _ => Ok(old),
+    }
 }
 
 /// Makes the names in `dir` durable.
@@ -80,7 +90,7 @@ pub(super) fn remove_dir(dir: &Path) -> Result<()> {
     }
 }
 
-fn parent(path: &Path) -> &Path {
+pub(super) fn parent(path: &Path) -> &Path {
     match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),

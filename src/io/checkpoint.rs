@@ -56,6 +56,13 @@ impl Checkpoint {
         Ok(checkpoint)
     }
 
+    /// Maps one file and checks its header.
+    pub fn open_file(path: &Path) -> Result<Self> {
+        let mut checkpoint = Checkpoint { shards: Vec::new(), tensors: BTreeMap::new() };
+        checkpoint.add_shard(path.to_path_buf())?;
+        Ok(checkpoint)
+    }
+
     fn add_indexed(&mut self, dir: &Path, index: &Path) -> Result<()> {
         let text = fs::read(index).map_err(|e| io_error(index, e))?;
         let Index { weight_map: UniqueMap(weight_map) } =

@@ -3,10 +3,14 @@
 mod atomic;
 mod checkpoint;
 mod export;
+mod folder;
 mod header;
+mod tensors;
 
-pub use atomic::write_atomic;
+pub use atomic::{remove_folder, write_atomic};
 pub use checkpoint::Checkpoint;
-pub use export::{DEFAULT_SHARD_BYTES, Export, TensorSpec, export};
+pub use export::{Companions, DEFAULT_SHARD_BYTES, Export, export, write_model};
+pub use folder::{FileRecord, NewFolder, free_space, verify_files};
 /// The element types that a safetensors file can hold; more than we compute in.
 pub use safetensors::Dtype as StoredDType;
+pub use tensors::{TensorSpec, stored_as, write_tensors};

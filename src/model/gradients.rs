@@ -49,7 +49,7 @@ pub struct AccumulatedGradients {
 
 impl AccumulatedGradients {
     pub fn new(arena: &mut Arena, layout: Arc<Layout>) -> Result<Self> {
-        let cut = |b: &BlockLayout| arena.tensor(&format!("gradients.{:?}", b.block), DType::F32, &[b.elements]);
+        let cut = |b: &BlockLayout| arena.tensor(&format!("gradients.{}", b.block), DType::F32, &[b.elements]);
         let blocks = layout.blocks.iter().map(cut).collect::<Result<_>>()?;
         let longest = layout.blocks.iter().map(|b| b.elements).max().unwrap_or_default();
         let contribution = arena.tensor("gradients.contribution", DType::F32, &[longest])?;
@@ -81,7 +81,7 @@ impl AccumulatedGradients {
 impl GradSink for AccumulatedGradients {
     fn open(&mut self, ops: &dyn Ops, block: Block) -> Result<BlockGradients<'_>> {
         if let Some(open) = self.open.replace(block) {
-            return Err(Error::internal(format!("gradients of {block:?} were opened while {open:?} was open")));
+            return Err(Error::internal(format!("gradients of {block} were opened while those of {open} were")));
         }
         let layout = self.layout.block(block);
         let mut data = self.contribution.rows_mut(layout.elements);
@@ -91,7 +91,7 @@ impl GradSink for AccumulatedGradients {
 
     fn close(&mut self, ops: &dyn Ops, block: Block) -> Result<()> {
         if self.open.take() != Some(block) {
-            return Err(Error::internal(format!("gradients of {block:?} were closed without being open")));
+            return Err(Error::internal(format!("gradients of {block} were closed without being open")));
         }
         let index = self.layout.index(block);
         ops.add(self.contribution.rows(self.layout.blocks[index].elements), self.blocks[index].view_mut())

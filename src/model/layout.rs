@@ -6,6 +6,7 @@
 
 use crate::config::ModelConfig;
 use crate::ops::HeadLayout;
+use std::fmt;
 
 /// Elements that every parameter's offset is a multiple of: 256 bytes of f32, 128 of bf16.
 const ALIGNMENT: usize = 64;
@@ -15,6 +16,16 @@ pub enum Block {
     Embedding,
     Layer(usize),
     Head,
+}
+
+impl fmt::Display for Block {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Block::Embedding => f.write_str("embedding"),
+            Block::Layer(index) => write!(f, "layers.{index}"),
+            Block::Head => f.write_str("head"),
+        }
+    }
 }
 
 /// What a parameter does within its block.
@@ -95,7 +106,7 @@ impl BlockLayout {
     /// If the block has no such parameter.
     pub fn parameter(&self, role: Role) -> &Parameter {
         let found = self.parameters.iter().find(|p| p.role == role);
-        found.unwrap_or_else(|| panic!("{:?} has no {role:?}", self.block))
+        found.unwrap_or_else(|| panic!("{} has no {role:?}", self.block))
     }
 
     fn add(&mut self, role: Role, shape: &[usize], parts: &[(&str, usize)]) {

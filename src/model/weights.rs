@@ -33,6 +33,8 @@ impl<'a> BlockWeights<'a> {
     }
 }
 
+const REMAINDER: &str = "optimizer.remainder";
+
 /// Every weight in device memory all the time.
 pub struct ResidentWeights {
     layout: Arc<Layout>,
@@ -53,13 +55,22 @@ impl ResidentWeights {
     pub fn trained(arena: &mut Arena, layout: Arc<Layout>, dtype: DType) -> Result<Self> {
         let mut weights = Self::new(arena, layout, dtype)?;
         if dtype == DType::Bf16 {
-            weights.remainders = Some(flat(arena, &weights.layout, "optimizer.remainder", DType::U16)?);
+            weights.remainders = Some(flat(arena, &weights.layout, REMAINDER, DType::U16)?);
         }
         Ok(weights)
     }
 
     pub fn layout(&self) -> &Arc<Layout> {
         &self.layout
+    }
+
+    /// The remainders, where there are any, by the names that they have in the ledger and in checkpoints.
+    pub fn remainder_buffers(&self) -> impl Iterator<Item = (String, &Tensor)> {
+        self.layout.blocks.iter().map(|b| format!("{REMAINDER}.{}", b.block)).zip(self.remainders.iter().flatten())
+    }
+
+    pub fn remainder_buffers_mut(&mut self) -> impl Iterator<Item = (String, &mut Tensor)> {
+        self.layout.blocks.iter().map(|b| format!("{REMAINDER}.{}", b.block)).zip(self.remainders.iter_mut().flatten())
     }
 
     /// Fills every tensor of the checkpoint from `read(name, shape, out)`, which writes f32 values.
@@ -119,22 +130,31 @@ impl ResidentWeights {
 
     /// Rows `rows` of a tensor of the checkpoint: the f32 master where there is one.
     pub fn read(&self, ops: &dyn Ops, name: &str, rows: Range<usize>, out: &mut [f32]) -> Result<()> {
+        let (index, range) = self.place(name, rows)?;
+        let weights = self.blocks[index].view().rows(range.clone());
+        let Some(remainders) = &self.remainders else { return copy_f32(ops, weights, out) };
+        let (mut upper, mut lower) = (vec![bf16::ZERO; range.len()], vec![0u16; range.len()]);
+        ops.download(weights, bytemuck::cast_slice_mut(&mut upper))?;
+        ops.download(remainders[index].view().rows(range), bytemuck::cast_slice_mut(&mut lower))?;
+        let halves = upper.into_iter().zip(lower);
+        out.iter_mut().zip(halves).for_each(|(out, (upper, lower))| *out = Master::join(upper, lower));
+        Ok(())
+    }
+
+    /// The same as the products read it, without what only the master has.
+    pub fn read_stored(&self, ops: &dyn Ops, name: &str, rows: Range<usize>, out: &mut [f32]) -> Result<()> {
+        let (index, range) = self.place(name, rows)?;
+        copy_f32(ops, self.blocks[index].view().rows(range), out)
+    }
+
+    /// The block of rows `rows` of a tensor of the checkpoint, and their elements in it.
+    fn place(&self, name: &str, rows: Range<usize>) -> Result<(usize, Range<usize>)> {
         for (index, layout) in self.layout.blocks.iter().enumerate() {
             for parameter in &layout.parameters {
-                let Some(part) = parameter.parts.iter().find(|part| part.name == name) else { continue };
-                let range = parameter.part_range(&Part { rows: rows.len(), begin: part.begin + rows.start, ..part.clone() });
-                let weights = self.blocks[index].view().rows(range.clone());
-                match &self.remainders {
-                    None => out.copy_from_slice(&download_f32(ops, weights)?),
-                    Some(remainders) => {
-                        let (mut upper, mut lower) = (vec![bf16::ZERO; range.len()], vec![0u16; range.len()]);
-                        ops.download(weights, bytemuck::cast_slice_mut(&mut upper))?;
-                        ops.download(remainders[index].view().rows(range), bytemuck::cast_slice_mut(&mut lower))?;
-                        let halves = upper.into_iter().zip(lower);
-                        out.iter_mut().zip(halves).for_each(|(out, (upper, lower))| *out = Master::join(upper, lower));
-                    }
+                if let Some(part) = parameter.parts.iter().find(|part| part.name == name) {
+                    let part = Part { rows: rows.len(), begin: part.begin + rows.start, ..part.clone() };
+                    return Ok((index, parameter.part_range(&part)));
                 }
-                return Ok(());
             }
         }
         Err(Error::internal(format!("the model has no tensor {name}")))
@@ -152,7 +172,7 @@ impl WeightSource for ResidentWeights {
 
 /// A flat buffer a block.
 fn flat(arena: &mut Arena, layout: &Layout, what: &str, dtype: DType) -> Result<Vec<Tensor>> {
-    layout.blocks.iter().map(|b| arena.tensor(&format!("{what}.{:?}", b.block), dtype, &[b.elements])).collect()
+    layout.blocks.iter().map(|b| arena.tensor(&format!("{what}.{}", b.block), dtype, &[b.elements])).collect()
 }
 
 /// Uploads f32 values in the storage type of `out`.
@@ -170,14 +190,19 @@ pub fn upload_f32(ops: &dyn Ops, values: &[f32], out: crate::tensor::ViewMut) ->
 /// Downloads elements as f32.
 pub fn download_f32(ops: &dyn Ops, x: View) -> Result<Vec<f32>> {
     let mut values = vec![0.0f32; x.elements()];
+    copy_f32(ops, x, &mut values)?;
+    Ok(values)
+}
+
+fn copy_f32(ops: &dyn Ops, x: View, out: &mut [f32]) -> Result<()> {
     match x.dtype() {
-        DType::F32 => ops.download(x, bytemuck::cast_slice_mut(&mut values))?,
+        DType::F32 => ops.download(x, bytemuck::cast_slice_mut(out)),
         DType::Bf16 => {
             let mut raw = vec![bf16::ZERO; x.elements()];
             ops.download(x, bytemuck::cast_slice_mut(&mut raw))?;
-            values.iter_mut().zip(raw).for_each(|(v, r)| *v = r.to_f32());
+            out.iter_mut().zip(raw).for_each(|(v, r)| *v = r.to_f32());
+            Ok(())
         }
-        other => return Err(Error::internal(format!("{other} elements were read as weights"))),
+        other => Err(Error::internal(format!("{other} elements were read as weights"))),
     }
-    Ok(values)
 }

@@ -68,7 +68,7 @@ impl Greedy {
 
     /// Answers every prompt with the likeliest token at each step.
     ///
-    /// Errors: data, if a prompt is empty or leaves no room for an answer.
+    /// Errors: data, if a prompt is empty or leaves no room for an answer; those of `stop`, which is asked before each token.
     pub fn generate(
         &mut self,
         ops: &dyn Ops,
@@ -76,6 +76,7 @@ impl Greedy {
         weights: &dyn WeightSource,
         prompts: &[Vec<i32>],
         limits: Limits,
+        stop: &dyn Fn() -> Result<()>,
     ) -> Result<Vec<Generated>> {
         for (index, prompt) in prompts.iter().enumerate() {
             if prompt.is_empty() || prompt.len() >= self.capacity {
@@ -105,6 +106,7 @@ impl Greedy {
             if running.is_empty() {
                 return Ok(answers);
             }
+            stop()?;
             let next = self.step(ops, model, weights, &mut running, limits.vocabulary)?;
             let mut still = Vec::with_capacity(running.len());
             for (mut sequence, token) in running.into_iter().zip(next) {

@@ -4,9 +4,10 @@ use super::optimizer::{Optimizer, clip_factor};
 use crate::config::{ModelConfig, Normalize, OptimizerConfig};
 use crate::data::{IGNORE, MicroBatch};
 use crate::error::Result;
+use crate::io::TensorSpec;
 use crate::model::{AccumulatedGradients, Activations, AttentionMode, Block, Keep, Packed, Parameter, Qwen2, ResidentWeights};
 use crate::ops::Ops;
-use crate::tensor::{Arena, Ledger};
+use crate::tensor::{Arena, DType, Ledger, Tensor};
 
 pub struct Engine {
     pub ops: Box<dyn Ops>,
@@ -23,6 +24,9 @@ pub struct State {
     pub optimizer: Optimizer,
     activations: Activations,
 }
+
+/// Asked in every loop that may take long: an error ends it.
+pub type Stop<'a> = &'a dyn Fn() -> Result<()>;
 
 /// What the buffers are sized for.
 #[derive(Debug, Clone, Copy)]
@@ -56,6 +60,15 @@ impl State {
             activations: Activations::new(arena, config, storage, sizes.micro_tokens.next_multiple_of(multiple), sizes.keep)?,
         })
     }
+
+    /// What a step changes besides the weights, by the names of the ledger.
+    pub fn buffers(&self) -> impl Iterator<Item = (String, &Tensor)> {
+        self.optimizer.buffers().chain(self.weights.remainder_buffers())
+    }
+
+    pub fn buffers_mut(&mut self) -> impl Iterator<Item = (String, &mut Tensor)> {
+        self.optimizer.buffers_mut().chain(self.weights.remainder_buffers_mut())
+    }
 }
 
 impl Engine {
@@ -74,13 +87,16 @@ impl Engine {
     }
 
     /// Forms the gradients of one optimizer step from its micro-batches, which hold `rows` sequences between them.
-    pub fn accumulate(&mut self, batches: &[MicroBatch], rows: usize, normalize: Normalize) -> Result<Loss> {
+    ///
+    /// Errors: those of `stop`, which is asked before each micro-batch; the gradients are then of no use, weights and moments as before.
+    pub fn accumulate(&mut self, batches: &[MicroBatch], rows: usize, normalize: Normalize, stop: Stop) -> Result<Loss> {
         let ops = self.ops.as_ref();
         let State { model, weights, gradients, activations, .. } = &mut self.state;
         let counts = Counts::new(batches, rows);
         let mut sums = vec![0.0f64; rows];
         gradients.zero(ops)?;
         for batch in batches {
+            stop()?;
             let batch = &batch.padded(ops.token_multiple());
             let scales = counts.scales(batch, normalize);
             model.prepare_backward(ops, activations, packed(batch), &batch.targets, &scales)?;
@@ -92,9 +108,10 @@ impl Engine {
     }
 
     /// The token mean of the loss over `batches`, without gradients.
-    pub fn evaluate(&mut self, batches: &[MicroBatch], rows: usize) -> Result<Loss> {
+    pub fn evaluate(&mut self, batches: &[MicroBatch], rows: usize, stop: Stop) -> Result<Loss> {
         let mut sums = vec![0.0f64; rows];
         for batch in batches {
+            stop()?;
             let losses = self.token_losses(batch)?;
             add_losses(batch, &losses, &mut sums);
         }
@@ -119,6 +136,12 @@ impl Engine {
         let width = (config.num_hidden_layers * heads.query * heads.dim) as f64;
         let lengths = batches.iter().flat_map(MicroBatch::sequences).map(|(_, range)| range.len() as f64);
         lengths.map(|n| 6.0 * matrices * n + 12.0 * width * n * (n + 1.0) / 2.0).sum()
+    }
+
+    /// Every tensor of the model as a checkpoint of `dtype` holds it.
+    pub fn model_tensors(&self, dtype: DType) -> Vec<TensorSpec> {
+        let tensors = self.state.model.layout.tensors();
+        tensors.map(|(name, shape)| TensorSpec { name: name.to_string(), dtype, shape }).collect()
     }
 
     /// The norm of the accumulated gradients.

@@ -1,8 +1,9 @@
 //! metrics.jsonl: one object a step, one an evaluation, each written through as it happens.
 
-use crate::error::{Result, write_error};
-use serde::Serialize;
-use std::fs::File;
+use crate::error::{Result, io_error, write_error};
+use crate::io::write_atomic;
+use serde::{Deserialize, Serialize};
+use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -56,16 +57,57 @@ pub struct EvalRecord {
 pub struct Metrics {
     path: PathBuf,
     file: File,
+    /// The step of the newest evaluation.
+    evaluated: Option<usize>,
 }
 
 impl Metrics {
-    /// Starts an empty file.
-    pub fn create(path: &Path) -> Result<Self> {
-        let file = File::create(path).map_err(|e| write_error(path, e))?;
-        Ok(Metrics { path: path.to_path_buf(), file })
+    /// Goes on after `step` steps: rows of later ones, which are trained again, and a torn last line are cut off.
+    pub fn create(path: &Path, step: usize) -> Result<Self> {
+        #[derive(Deserialize)]
+        struct Row {
+            step: usize,
+            eval_loss: Option<f64>,
+        }
+        let mut kept = String::new();
+        let mut evaluated = None;
+        if step > 0 && path.exists() {
+            let text = std::fs::read(path).map_err(|e| io_error(path, e))?;
+            for line in String::from_utf8_lossy(&text).lines() {
+                if let Ok(row) = serde_json::from_str::<Row>(line)
+                    && row.step <= step
+                {
+                    evaluated = row.eval_loss.map(|_| row.step).or(evaluated);
+                    kept.push_str(line);
+                    kept.push('\n');
+                }
+            }
+        }
+        write_atomic(path, |out| out.write_all(kept.as_bytes()).map_err(|e| write_error(path, e)))?;
+        let file = OpenOptions::new().append(true).open(path).map_err(|e| write_error(path, e))?;
+        Ok(Metrics { path: path.to_path_buf(), file, evaluated })
     }
 
-    pub fn write(&mut self, record: &impl Serialize) -> Result<()> {
+    pub fn step(&mut self, record: &StepRecord) -> Result<()> {
+        self.write(record)
+    }
+
+    pub fn evaluation(&mut self, record: &EvalRecord) -> Result<()> {
+        self.evaluated = Some(record.step);
+        self.write(record)
+    }
+
+    /// Whether the newest evaluation is that after `step` steps.
+    pub fn evaluated(&self, step: usize) -> bool {
+        self.evaluated == Some(step)
+    }
+
+    /// Waits until all rows are on disk.
+    pub fn sync(&self) -> Result<()> {
+        self.file.sync_data().map_err(|e| write_error(&self.path, e))
+    }
+
+    fn write(&mut self, record: &impl Serialize) -> Result<()> {
         let mut line = serde_json::to_string(record).map_err(|e| write_error(&self.path, e.into()))?;
         line.push('\n');
         self.file.write_all(line.as_bytes()).map_err(|e| write_error(&self.path, e))

@@ -1,5 +1,6 @@
 //! Training: the engine of one optimizer step, schedules, the run over epochs, its folder.
 
+mod checkpoint;
 mod engine;
 mod metrics;
 mod optimizer;
@@ -7,6 +8,7 @@ mod run;
 mod run_folder;
 mod schedule;
 
+pub use checkpoint::{Checkpoint, Checkpoints, Manifest, bytes as checkpoint_bytes, digest};
 pub use engine::{Engine, Loss, Sizes, State};
 pub use metrics::{EvalRecord, StepRecord};
 pub use optimizer::Optimizer;

@@ -2,7 +2,7 @@
 
 use crate::config::OptimizerConfig;
 use crate::error::Result;
-use crate::model::{AccumulatedGradients, Layout, ResidentWeights, download_f32};
+use crate::model::{AccumulatedGradients, BlockLayout, Layout, ResidentWeights, download_f32};
 use crate::ops::{AdamW, Master, Moment, Ops, SQUARE_SUMS_CHUNK, SquareSums};
 use crate::tensor::{Arena, DType, Tensor};
 use std::sync::Arc;
@@ -21,13 +21,23 @@ pub struct Optimizer {
 impl Optimizer {
     pub fn new(arena: &mut Arena, layout: Arc<Layout>) -> Result<Self> {
         let mut cut = |what: &str| -> Result<Vec<Tensor>> {
-            let name = |block| format!("optimizer.{what}.{block:?}");
-            layout.blocks.iter().map(|b| arena.tensor(&name(b.block), DType::F32, &[b.elements])).collect()
+            layout.blocks.iter().map(|b| arena.tensor(&buffer_name(what, b), DType::F32, &[b.elements])).collect()
         };
         let (m, v) = (cut("m")?, cut("v")?);
         let chunks = layout.blocks.iter().map(|b| b.elements.div_ceil(SQUARE_SUMS_CHUNK)).sum();
         let sums = arena.tensor("optimizer.square_sums", DType::F32, &[chunks])?;
         Ok(Optimizer { layout, m, v, sums, step: 0 })
+    }
+
+    /// Every tensor of the state, by the name that it has in the ledger and in checkpoints.
+    pub fn buffers(&self) -> impl Iterator<Item = (String, &Tensor)> {
+        let named = |what| self.layout.blocks.iter().map(move |b| buffer_name(what, b));
+        named("m").zip(&self.m).chain(named("v").zip(&self.v))
+    }
+
+    pub fn buffers_mut(&mut self) -> impl Iterator<Item = (String, &mut Tensor)> {
+        let named = |what| self.layout.blocks.iter().map(move |b| buffer_name(what, b));
+        named("m").zip(&mut self.m).chain(named("v").zip(&mut self.v))
     }
 
     /// ‖g‖₂ over all gradients: partial sums of 4096 elements, added in order in f64.
@@ -79,6 +89,10 @@ impl Optimizer {
         }
         Ok(())
     }
+}
+
+fn buffer_name(what: &str, layout: &BlockLayout) -> String {
+    format!("optimizer.{what}.{}", layout.block)
 }
 
 /// min(1, clip / (norm + 1e-6)); `clip = 0` turns clipping off.

@@ -1,12 +1,16 @@
-//! A run: epochs of steps, with evaluations, samples and records between them.
+//! A run: epochs of steps, with evaluations, samples, records and checkpoints between them, and the exported model at the end.
 
+use super::checkpoint::{Checkpoint, Checkpoints, SavedRun, digest};
 use super::engine::Engine;
 use super::metrics::{EvalRecord, Metrics, StepRecord};
 use super::run_folder::RunFolder;
 use super::schedule::Steps;
 use crate::config::{Config, Every};
 use crate::data::{Dataset, Example, MicroBatch, order, pack};
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
+use crate::io::{Companions, DEFAULT_SHARD_BYTES, Export, export};
+use crate::tensor::DType;
+use std::path::Path;
 use std::time::Instant;
 
 /// Told of everything that happens; all of it is also in metrics.jsonl.
@@ -17,15 +21,22 @@ pub trait Observer {
     fn samples(&mut self, engine: &mut Engine, step: usize) -> Result<()>;
     /// A step whose loss or gradient norm is not finite was left out.
     fn skipped(&mut self, error: &Error) -> Result<()>;
+    /// A checkpoint is on disk.
+    fn saved(&mut self, path: &Path) -> Result<()>;
 }
 
-/// What is trained on.
+/// What is trained, on what, and into what.
 pub struct Job<'a> {
     pub config: &'a Config,
     pub train: &'a Dataset,
     pub eval: Option<&'a Dataset>,
+    pub companions: &'a Companions,
+    /// Of the exported weights.
+    pub dtype: DType,
     /// Bytes that the whole job reserved.
     pub memory: usize,
+    /// Asked between micro-batches: an error of kind `Stopped` once the run is to stop.
+    pub stop: &'a dyn Fn() -> Result<()>,
 }
 
 /// How a run ended.
@@ -33,56 +44,143 @@ pub struct Job<'a> {
 pub struct Outcome {
     pub steps: Steps,
     pub last: Option<StepRecord>,
-    /// Wall-clock time in steps, without evaluation and samples.
+    /// Wall-clock time in steps, without evaluation, samples and checkpoints, since this process began.
     pub seconds: f64,
+    /// Tokens trained on in that time.
     pub tokens: usize,
 }
 
-/// Trains from step 1 to the end and writes metrics.jsonl to `folder`.
-pub fn train(engine: &mut Engine, job: &Job, folder: &RunFolder, observer: &mut dyn Observer) -> Result<Outcome> {
-    let Config { train, optimizer, data, .. } = job.config;
-    let examples = &job.train.examples;
-    let steps = Steps::new(examples.len(), train, optimizer);
-    let evaluation = job.eval.map(|eval| pack_all(&eval.examples, job.config)).transpose()?;
-    let mut metrics = Metrics::create(&folder.metrics())?;
-    let mut outcome = Outcome { steps, last: None, seconds: 0.0, tokens: 0 };
-    let mut rows = Vec::new();
-
-    let mut algorithms = 0;
-    observer.samples(engine, 0)?;
-    for step in 0..steps.total {
-        let (epoch, index) = (step / steps.per_epoch, step % steps.per_epoch);
-        if index == 0 {
-            rows = if data.shuffle { order(train.seed, epoch as u64, examples.len()) } else { (0..examples.len()).collect() };
+/// Trains to the last step and exports the model, from step 1 or from where `checkpoint` left off, whose state `engine` has.
+///
+/// Errors: a run that `job.stop` stops has its last whole step saved.
+pub fn train(
+    engine: &mut Engine,
+    job: &Job,
+    folder: &RunFolder,
+    checkpoint: Option<&Checkpoint>,
+    observer: &mut dyn Observer,
+) -> Result<Outcome> {
+    let done = checkpoint.map_or(0, |checkpoint| checkpoint.manifest.step);
+    let steps = Steps::new(job.train.examples.len(), &job.config.train, &job.config.optimizer);
+    let saved_run = SavedRun {
+        companions: job.companions,
+        config: RunFolder::config_text(job.config, engine.ops.dtype()),
+        data: digest(job.train),
+    };
+    let checkpoints = folder.checkpoints();
+    let mut run = Run {
+        job,
+        folder,
+        observer,
+        steps,
+        done,
+        saved: checkpoint.filter(|c| c.path.canonicalize().ok() == checkpoints.path(done).canonicalize().ok()).map(|_| done),
+        saved_run,
+        checkpoints,
+        metrics: Metrics::create(&folder.metrics(), done)?,
+        evaluation: job.eval.map(|eval| pack_all(&eval.examples, job.config)).transpose()?,
+        order: (None, Vec::new()),
+        algorithms: 0,
+        outcome: Outcome { steps, last: None, seconds: 0.0, tokens: 0 },
+    };
+    match run.to_the_end(engine) {
+        Err(stopped) if stopped.kind == Kind::Stopped => {
+            run.save(engine)?;
+            let path = run.checkpoints.path(run.done);
+            Err(Error::stopped(format!(
+                "{} after step {} of {}: saved {}",
+                stopped.message,
+                run.done,
+                steps.total,
+                path.display()
+            ))
+            .help("the same command goes on from there"))
         }
+        result => result.map(|()| run.outcome),
+    }
+}
+
+struct Run<'a> {
+    job: &'a Job<'a>,
+    folder: &'a RunFolder,
+    observer: &'a mut dyn Observer,
+    steps: Steps,
+    /// Steps done.
+    done: usize,
+    /// The step of the newest checkpoint.
+    saved: Option<usize>,
+    saved_run: SavedRun<'a>,
+    checkpoints: Checkpoints,
+    metrics: Metrics,
+    /// Micro-batches and rows.
+    evaluation: Option<(Vec<MicroBatch>, usize)>,
+    /// An epoch and the order of its rows.
+    order: (Option<usize>, Vec<usize>),
+    /// Products whose algorithm is on record.
+    algorithms: usize,
+    outcome: Outcome,
+}
+
+impl<'a> Run<'a> {
+    fn to_the_end(&mut self, engine: &mut Engine) -> Result<()> {
+        let train = &self.job.config.train;
+        if self.done == 0 {
+            self.observer.samples(engine, 0)?;
+        } else if self.due(train.eval_every) && !self.metrics.evaluated(self.done) {
+            // The run was stopped between a step and its evaluation.
+            self.evaluate(engine)?;
+        }
+        while self.done < self.steps.total {
+            (self.job.stop)()?;
+            self.step(engine)?;
+            if self.due(train.save_every) {
+                self.save(engine)?;
+            }
+            if self.due(train.eval_every) {
+                self.evaluate(engine)?;
+            }
+        }
+        self.save(engine)?;
+        self.export(engine)
+    }
+
+    /// Whether something is done after the steps so far.
+    fn due(&self, every: Every) -> bool {
+        let period = match every {
+            Every::Epoch => self.steps.per_epoch,
+            Every::Steps(steps) => steps.try_into().unwrap_or(usize::MAX),
+        };
+        self.done.is_multiple_of(period) || self.done == self.steps.total
+    }
+
+    fn step(&mut self, engine: &mut Engine) -> Result<()> {
+        let Config { train, optimizer, .. } = self.job.config;
         let began = Instant::now();
-        let first = index * train.batch;
-        let rows: Vec<&Example> =
-            rows[first..examples.len().min(first + train.batch)].iter().map(|&row| &examples[row]).collect();
+        let rows = self.rows();
         let batches = pack(&rows, train.micro_tokens, train.packing)?;
-        let lr = steps.lr(step, optimizer);
+        let (step, lr) = (self.done + 1, self.steps.lr(self.done, optimizer));
         let regions = engine.ops.allocator().regions();
-        let range = engine.ops.range(&format!("step {}", step + 1));
-        let loss = engine.accumulate(&batches, rows.len(), train.normalize)?;
+        let range = engine.ops.range(&format!("step {step}"));
+        let loss = engine.accumulate(&batches, rows.len(), train.normalize, self.job.stop)?;
         let norm = engine.gradient_norm()?;
         let skipped = !(loss.value.is_finite() && norm.is_finite());
         if !skipped {
             engine.update(optimizer, lr, norm)?;
         } else {
-            let error = not_finite(step + 1, loss.value, norm, &rows);
+            let error = not_finite(step, loss.value, norm, &rows);
             if !train.skip_nonfinite {
                 return Err(error);
             }
-            observer.skipped(&error)?;
+            self.observer.skipped(&error)?;
         }
         drop(range);
-        if step > 0 && engine.ops.allocator().regions() != regions {
-            return Err(Error::internal(format!("step {} reserved memory: all of it is reserved before the first", step + 1)));
+        if self.outcome.last.is_some() && engine.ops.allocator().regions() != regions {
+            return Err(Error::internal(format!("step {step} reserved memory: all of it is reserved before the first")));
         }
         let seconds = began.elapsed().as_secs_f64();
         let record = StepRecord {
-            step: step + 1,
-            epoch: (step + 1) as f64 / steps.per_epoch as f64,
+            step,
+            epoch: step as f64 / self.steps.per_epoch as f64,
             loss: loss.value,
             grad_norm: norm,
             skipped,
@@ -91,46 +189,76 @@ pub fn train(engine: &mut Engine, job: &Job, folder: &RunFolder, observer: &mut 
             supervised_tokens: loss.supervised_tokens,
             tokens_per_s: loss.tokens as f64 / seconds,
             mfu: engine.ops.peak_flops().map(|peak| engine.step_flops(&batches) / seconds / peak),
-            memory: job.memory,
+            memory: self.job.memory,
             seconds,
         };
-        metrics.write(&record)?;
-        observer.step(&record, steps)?;
+        self.metrics.step(&record)?;
+        self.done = step;
         // New shapes of micro-batches bring new products.
         let chosen = engine.ops.product_algorithms();
-        if chosen.len() > algorithms {
-            folder.write_algorithms(&chosen)?;
-            algorithms = chosen.len();
+        if chosen.len() > self.algorithms {
+            self.folder.write_algorithms(&chosen)?;
+            self.algorithms = chosen.len();
         }
-        outcome.seconds += seconds;
-        outcome.tokens += loss.tokens;
-
-        let last = step + 1 == steps.total;
-        let due = match train.eval_every {
-            Every::Epoch => index + 1 == steps.per_epoch,
-            Every::Steps(every) => ((step + 1) as u64).is_multiple_of(every),
-        };
-        if due || last {
-            if let Some((batches, rows)) = &evaluation {
-                let loss = engine.evaluate(batches, *rows)?;
-                if !loss.value.is_finite() {
-                    return Err(Error::non_finite(format!("after step {}: evaluation loss {}", step + 1, loss.value)));
-                }
-                let record = EvalRecord {
-                    step: step + 1,
-                    epoch: record.epoch,
-                    eval_loss: loss.value,
-                    tokens: loss.tokens,
-                    supervised_tokens: loss.supervised_tokens,
-                };
-                metrics.write(&record)?;
-                observer.evaluation(&record)?;
-            }
-            observer.samples(engine, step + 1)?;
-        }
-        outcome.last = Some(record);
+        self.outcome.seconds += seconds;
+        self.outcome.tokens += loss.tokens;
+        self.observer.step(&record, self.steps)?;
+        self.outcome.last = Some(record);
+        Ok(())
     }
-    Ok(outcome)
+
+    /// The rows of the next step: a function of seed, epoch and index alone.
+    fn rows(&mut self) -> Vec<&'a Example> {
+        let Config { train, data, .. } = self.job.config;
+        let examples = &self.job.train.examples;
+        let (epoch, index) = (self.done / self.steps.per_epoch, self.done % self.steps.per_epoch);
+        if self.order.0 != Some(epoch) {
+            let all = examples.len();
+            let rows = if data.shuffle { order(train.seed, epoch as u64, all) } else { (0..all).collect() };
+            self.order = (Some(epoch), rows);
+        }
+        let first = index * train.batch;
+        self.order.1[first..examples.len().min(first + train.batch)].iter().map(|&row| &examples[row]).collect()
+    }
+
+    fn evaluate(&mut self, engine: &mut Engine) -> Result<()> {
+        if let Some((batches, rows)) = &self.evaluation {
+            let loss = engine.evaluate(batches, *rows, self.job.stop)?;
+            if !loss.value.is_finite() {
+                return Err(Error::non_finite(format!("after step {}: evaluation loss {}", self.done, loss.value)));
+            }
+            let record = EvalRecord {
+                step: self.done,
+                epoch: self.done as f64 / self.steps.per_epoch as f64,
+                eval_loss: loss.value,
+                tokens: loss.tokens,
+                supervised_tokens: loss.supervised_tokens,
+            };
+            self.metrics.evaluation(&record)?;
+            self.observer.evaluation(&record)?;
+        }
+        self.observer.samples(engine, self.done)
+    }
+
+    fn save(&mut self, engine: &Engine) -> Result<()> {
+        if self.saved == Some(self.done) {
+            return Ok(());
+        }
+        // Whoever finds the checkpoint finds the rows before it.
+        self.metrics.sync()?;
+        let path = self.checkpoints.save(engine, &self.saved_run, self.done, self.job.config.train.keep)?;
+        self.saved = Some(self.done);
+        self.observer.saved(&path)
+    }
+
+    fn export(&self, engine: &Engine) -> Result<()> {
+        let tensors = engine.model_tensors(self.job.dtype);
+        let spec = Export { companions: self.job.companions, tensors: &tensors, shard_bytes: DEFAULT_SHARD_BYTES };
+        export(&self.folder.model(), &spec, |name, rows, values| {
+            (self.job.stop)()?;
+            engine.state.weights.read(engine.ops.as_ref(), name, rows, values)
+        })
+    }
 }
 
 fn pack_all(examples: &[Example], config: &Config) -> Result<(Vec<MicroBatch>, usize)> {

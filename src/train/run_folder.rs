@@ -1,27 +1,32 @@
 //! The folder of a run: whose it is, what it holds already, what may be written.
 
+use super::checkpoint::{Checkpoint, Checkpoints};
 use crate::config::Config;
 use crate::error::{Error, Result, io_error, write_error};
-use crate::io::write_atomic;
+use crate::io::{remove_folder, write_atomic};
 use crate::tensor::DType;
 use std::fs::{File, TryLockError};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
 /// What `--resume` asks for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Resume {
     /// Go on where the folder stands.
     Auto,
     /// Start over.
     Never,
+    /// Go on from this checkpoint.
+    From(PathBuf),
 }
 
 /// Where a run begins.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum Start {
-    /// At step 1.
-    Fresh,
+    /// At step 1. The checkpoints that the folder holds, if any, are of no use, for these reasons.
+    Fresh { invalid: Vec<Error> },
+    /// After the steps of a checkpoint; newer ones are of no use, for these reasons.
+    Continue { checkpoint: Checkpoint, invalid: Vec<Error> },
     /// The run is done already.
     Finished,
 }
@@ -36,8 +41,13 @@ const CONFIG: &str = "config.toml";
 const METRICS: &str = "metrics.jsonl";
 const GEMM: &str = "gemm.json";
 const MODEL: &str = "model";
-/// All that a run writes, what an interrupted write leaves behind included.
-const OURS: [&str; 8] = [CONFIG, METRICS, GEMM, MODEL, ".config.toml.tmp", ".gemm.json.tmp", ".model.tmp", ".model.old"];
+const CHECKPOINTS: &str = "checkpoints";
+/// All that a run writes.
+const OURS: [&str; 5] = [CONFIG, METRICS, GEMM, MODEL, CHECKPOINTS];
+/// The names of its TensorBoard files begin so.
+const EVENTS: &str = "events.out.tfevents.";
+/// What an interrupted write leaves behind.
+const LEFTOVERS: [&str; 5] = [".config.toml.tmp", ".metrics.jsonl.tmp", ".gemm.json.tmp", ".model.tmp", ".model.old"];
 /// Locked while a run writes to the folder; the file itself stays.
 const LOCK: &str = ".lock";
 /// The first line of our `config.toml`, by which a folder is known as a run's.
@@ -52,41 +62,90 @@ impl RunFolder {
     /// Looks at `output.dir` and says where a run with `storage` begins; writes nothing.
     ///
     /// Errors: usage, if the folder holds files of somebody else or something that the run reads; if it holds a run and `resume` is
-    /// `Never` without `overwrite`; if it holds a finished run of another configuration.
-    pub fn open(config: &Config, storage: DType, resume: Resume, overwrite: bool) -> Result<(RunFolder, Start)> {
+    /// `Never` without `overwrite`; if what would be continued has another configuration. Checkpoint, if the one asked for is not valid.
+    pub fn open(config: &Config, storage: DType, resume: &Resume, overwrite: bool) -> Result<(RunFolder, Start)> {
         let path = &config.output.dir;
         let folder = RunFolder { path: path.clone(), lock: None };
-        if !path.exists() {
-            return Ok((folder, Start::Fresh));
+        if path.exists() {
+            if !path.is_dir() {
+                return Err(Error::usage(format!("{}: output.dir is not a folder", path.display())));
+            }
+            folder.refuse_foreign_files()?;
+            folder.refuse_inputs(config)?;
         }
-        if !path.is_dir() {
-            return Err(Error::usage(format!("{}: output.dir is not a folder", path.display())));
-        }
-        folder.refuse_foreign_files()?;
-        folder.refuse_inputs(config)?;
-        if !folder.config().exists() || overwrite {
-            return Ok((folder, Start::Fresh));
-        }
-        if resume == Resume::Never {
-            return Err(Error::usage(format!("{}: output.dir holds an earlier run", path.display()))
-                .help("--overwrite deletes it and starts over; --resume auto goes on"));
-        }
+        let used = folder.config().exists() && !overwrite;
+        let start = match resume {
+            Resume::From(checkpoint) => folder.start_from(checkpoint, used, overwrite, config, storage)?,
+            Resume::Never if used => {
+                return Err(Error::usage(format!("{}: output.dir holds an earlier run", path.display()))
+                    .help("--overwrite deletes it and starts over; --resume auto goes on"));
+            }
+            Resume::Auto if used => folder.start_where_it_stands(config, storage)?,
+            Resume::Auto | Resume::Never => Start::Fresh { invalid: Vec::new() },
+        };
+        Ok((folder, start))
+    }
+
+    fn start_where_it_stands(&self, config: &Config, storage: DType) -> Result<Start> {
+        let continued = |error: Error| {
+            let help = "choose another output.dir, or pass --overwrite to delete that run";
+            error.context(format!("{}: output.dir holds a run of another configuration", self.path.display())).help(help)
+        };
         // The export puts a complete model in place or none.
-        if !folder.model().exists() {
-            return Ok((folder, Start::Fresh));
+        if self.model().exists() {
+            let text = std::fs::read_to_string(self.config()).map_err(|e| io_error(self.config(), e))?;
+            refuse_differences(&text, &self.config(), config, storage).map_err(continued)?;
+            return Ok(Start::Finished);
         }
-        folder.refuse_differences(config, storage)?;
-        Ok((folder, Start::Finished))
+        let (newest, invalid) = self.checkpoints().newest()?;
+        let Some(checkpoint) = newest else { return Ok(Start::Fresh { invalid }) };
+        refuse_differences(&checkpoint.config()?, &checkpoint.path, config, storage).map_err(continued)?;
+        Ok(Start::Continue { checkpoint, invalid })
+    }
+
+    fn start_from(&self, path: &Path, used: bool, overwrite: bool, config: &Config, storage: DType) -> Result<Start> {
+        let shown = path.display();
+        let inside = self.owns(path);
+        if inside && overwrite {
+            return Err(Error::usage(format!("--overwrite would delete {shown}, which --resume names"))
+                .help("leave --overwrite out, or choose another output.dir"));
+        }
+        if used && !inside {
+            return Err(Error::usage(format!("{}: output.dir holds another run than --resume {shown}", self.path.display()))
+                .help("choose a new output.dir; --overwrite deletes that run"));
+        }
+        let checkpoint = Checkpoint::open(path)?;
+        refuse_differences(&checkpoint.config()?, path, config, storage).map_err(|error| {
+            error
+                .context(format!("--resume {shown} has another configuration"))
+                .help("continue with the configuration of the checkpoint: its config.toml")
+        })?;
+        Ok(Start::Continue { checkpoint, invalid: Vec::new() })
+    }
+
+    /// Whether `path` is one of this run's checkpoints.
+    fn owns(&self, path: &Path) -> bool {
+        match (path.canonicalize(), self.path.join(CHECKPOINTS).canonicalize()) {
+            (Ok(path), Ok(folder)) => path.parent() == Some(&folder),
+            _ => false,
+        }
+    }
+
+    /// What the folder holds, in no order.
+    fn names(&self) -> Result<Vec<String>> {
+        let entries = std::fs::read_dir(&self.path).map_err(|e| io_error(&self.path, e))?;
+        let name = |entry: std::io::Result<std::fs::DirEntry>| {
+            entry.map(|entry| entry.file_name().to_string_lossy().into_owned()).map_err(|e| io_error(&self.path, e))
+        };
+        entries.map(name).collect()
     }
 
     fn refuse_foreign_files(&self) -> Result<()> {
         let path = self.path.display();
         let choose = "choose an empty or new folder";
-        let mut names = Vec::new();
-        for entry in std::fs::read_dir(&self.path).map_err(|e| io_error(&self.path, e))? {
-            names.push(entry.map_err(|e| io_error(&self.path, e))?.file_name().to_string_lossy().into_owned());
-        }
-        if let Some(foreign) = names.iter().find(|name| !OURS.contains(&name.as_str()) && *name != LOCK) {
+        let names = self.names()?;
+        let ours = |name: &str| OURS.contains(&name) || LEFTOVERS.contains(&name) || name.starts_with(EVENTS) || name == LOCK;
+        if let Some(foreign) = names.iter().find(|name| !ours(name)) {
             let what = format!("{path}: output.dir holds {foreign}, which no run of limo-engine wrote");
             return Err(Error::usage(what).help(choose));
         }
@@ -104,7 +163,7 @@ impl RunFolder {
     /// A run must not replace what it reads.
     fn refuse_inputs(&self, config: &Config) -> Result<()> {
         let inside = |path: &Path| match (path.canonicalize(), self.path.canonicalize()) {
-            (Ok(path), Ok(folder)) => [METRICS, MODEL].iter().any(|name| path.starts_with(folder.join(name))),
+            (Ok(path), Ok(folder)) => [METRICS, MODEL, CHECKPOINTS].iter().any(|name| path.starts_with(folder.join(name))),
             _ => false,
         };
         let model = &config.model;
@@ -129,40 +188,11 @@ impl RunFolder {
         }
     }
 
-    /// A finished run is one of this configuration, but for keys that do not matter to it.
-    fn refuse_differences(&self, config: &Config, storage: DType) -> Result<()> {
-        let read = |text: &str| text.parse::<toml::Table>().map(|table| flatten("", &table));
-        let text = std::fs::read_to_string(self.config()).map_err(|e| io_error(self.config(), e))?;
-        let before = read(&text).map_err(|e| Error::usage(format!("{}: {e}", self.config().display())))?;
-        let now = read(&config.to_toml()).map_err(|e| Error::internal(e.to_string()))?;
-        let value = |of: &[(String, String)], key: &str| of.iter().find(|(k, _)| k == key).map(|(_, v)| v.clone());
-        let keys: std::collections::BTreeSet<&String> = before.iter().chain(&now).map(|(key, _)| key).collect();
-        let mut differences = Vec::new();
-        let stored = text.lines().find_map(|line| line.strip_prefix(STORAGE));
-        if let Some(stored) = stored.filter(|stored| *stored != storage.to_string()) {
-            differences.push(format!("--dtype was {stored}, is {storage}"));
-        }
-        for key in keys.into_iter().filter(|key| !SAFE_KEYS.iter().any(|safe| key.starts_with(safe))) {
-            let [was, is] = [&before, &now].map(|of| value(of, key).unwrap_or_else(|| "unset".into()));
-            if was != is {
-                differences.push(format!("{key} was {was}, is {is}"));
-            }
-        }
-        if differences.is_empty() {
-            return Ok(());
-        }
-        Err(Error::usage(format!(
-            "{}: output.dir holds a finished run of another configuration: {}",
-            self.path.display(),
-            differences.join("; ")
-        ))
-        .help("choose another output.dir, or pass --overwrite to delete that run"))
-    }
-
-    /// Makes the folder, removes what an earlier run left there, and writes the resolved configuration.
+    /// Makes the folder, removes what an earlier run left there, as far as this one does not go on from it, and writes the resolved
+    /// configuration.
     ///
     /// Errors: usage, if the folder cannot be written to, or another run writes to it now.
-    pub fn begin(&mut self, config: &Config, storage: DType) -> Result<()> {
+    pub fn begin(&mut self, config: &Config, storage: DType, start: &Start) -> Result<()> {
         std::fs::create_dir_all(&self.path).map_err(|e| write_error(&self.path, e).context("output.dir"))?;
         let path = self.path.join(LOCK);
         let lock = File::create(&path).map_err(|e| write_error(&path, e).context("output.dir"))?;
@@ -171,20 +201,32 @@ impl RunFolder {
                 .help("wait for it, stop it, or choose another output.dir"));
         }
         self.lock = Some(lock);
-        for name in OURS {
-            let path = self.path.join(name);
-            let removed = if path.is_dir() { std::fs::remove_dir_all(&path) } else { std::fs::remove_file(&path) };
-            match removed {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(write_error(&path, error)),
-                _ => {}
+        LEFTOVERS.iter().try_for_each(|name| remove(&self.path.join(name)))?;
+        match start {
+            Start::Continue { checkpoint, .. } if self.owns(&checkpoint.path) => {
+                remove_folder(&self.model())?;
+                self.checkpoints().discard_after(checkpoint.manifest.step)?;
+            }
+            _ => {
+                for name in self.names()?.iter().filter(|name| *name != LOCK) {
+                    remove(&self.path.join(name))?;
+                }
             }
         }
-        let text = format!("{MARK}.\n{STORAGE}{storage}\n\n{}", config.to_toml());
+        let text = Self::config_text(config, storage);
         write_atomic(&self.config(), |out| out.write_all(text.as_bytes()).map_err(|e| write_error(self.config(), e)))
+    }
+
+    /// What the run's config.toml holds.
+    pub fn config_text(config: &Config, storage: DType) -> String {
+        format!("{MARK}.\n{STORAGE}{storage}\n\n{}", config.to_toml())
     }
 
     fn config(&self) -> PathBuf {
         self.path.join(CONFIG)
+    }
+    pub fn checkpoints(&self) -> Checkpoints {
+        Checkpoints::new(self.path.join(CHECKPOINTS))
     }
     pub fn metrics(&self) -> PathBuf {
         self.path.join(METRICS)
@@ -199,6 +241,36 @@ impl RunFolder {
     /// The final model.
     pub fn model(&self) -> PathBuf {
         self.path.join(MODEL)
+    }
+}
+
+/// A run goes on with its own configuration, but for keys that do not matter to it. `text` is that of the config.toml that it had.
+fn refuse_differences(text: &str, path: &Path, config: &Config, storage: DType) -> Result<()> {
+    let read = |text: &str| text.parse::<toml::Table>().map(|table| flatten("", &table));
+    let before = read(text).map_err(|e| Error::usage(format!("{}: {e}", path.display())))?;
+    let now = read(&config.to_toml()).map_err(|e| Error::internal(e.to_string()))?;
+    let value = |of: &[(String, String)], key: &str| of.iter().find(|(k, _)| k == key).map(|(_, v)| v.clone());
+    let keys: std::collections::BTreeSet<&String> = before.iter().chain(&now).map(|(key, _)| key).collect();
+    let mut differences = Vec::new();
+    let stored = text.lines().find_map(|line| line.strip_prefix(STORAGE));
+    if let Some(stored) = stored.filter(|stored| *stored != storage.to_string()) {
+        differences.push(format!("--dtype was {stored}, is {storage}"));
+    }
+    for key in keys.into_iter().filter(|key| !SAFE_KEYS.iter().any(|safe| key.starts_with(safe))) {
+        let [was, is] = [&before, &now].map(|of| value(of, key).unwrap_or_else(|| "unset".into()));
+        if was != is {
+            differences.push(format!("{key} was {was}, is {is}"));
+        }
+    }
+    if differences.is_empty() { Ok(()) } else { Err(Error::usage(differences.join("; "))) }
+}
+
+/// Removes a file or a folder; none there is fine.
+fn remove(path: &Path) -> Result<()> {
+    let removed = if path.is_dir() { std::fs::remove_dir_all(path) } else { std::fs::remove_file(path) };
+    match removed {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(write_error(path, error)),
+        _ => Ok(()),
     }
 }
 

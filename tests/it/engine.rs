@@ -155,7 +155,7 @@ fn engine(ops: impl Ops + 'static, keep: Keep) -> (Engine, Loss) {
         Ok(())
     };
     engine.state.weights.load(engine.ops.as_ref(), draw).unwrap();
-    let loss = engine.accumulate(&batches(), LENGTHS.len(), Normalize::Tokens).unwrap();
+    let loss = engine.accumulate(&batches(), LENGTHS.len(), Normalize::Tokens, &|| Ok(())).unwrap();
     (engine, loss)
 }
 
@@ -197,7 +197,7 @@ fn two_steps(seed: u64, keep: Keep) -> (Vec<f64>, Vec<f32>) {
     };
     let first_norm = update(&mut engine);
     let regions = engine.ops.allocator().regions();
-    let second = engine.accumulate(&batches(), LENGTHS.len(), Normalize::Tokens).unwrap();
+    let second = engine.accumulate(&batches(), LENGTHS.len(), Normalize::Tokens, &|| Ok(())).unwrap();
     let second_norm = update(&mut engine);
     assert_eq!(engine.ops.allocator().regions(), regions, "memory was reserved after the first step");
     let mut weights = Vec::new();

@@ -66,7 +66,7 @@ impl Golden {
     /// Gradients of the whole batch by tensor, its loss and the gradients' norm.
     fn gradients(&self, keep: Keep, batches: &[MicroBatch], normalize: Normalize) -> (BTreeMap<String, Vec<f32>>, f64, f64) {
         let mut engine = self.engine(keep);
-        let loss = engine.accumulate(batches, self.examples.len(), normalize).unwrap();
+        let loss = engine.accumulate(batches, self.examples.len(), normalize, &|| Ok(())).unwrap();
         let norm = engine.gradient_norm().unwrap();
         let mut gradients = BTreeMap::new();
         let collect = |name: &str, values: &[f32]| {
@@ -194,7 +194,7 @@ fn parameters_after_eight_adamw_steps() {
         let mut engine = golden.engine(Keep::All);
         for (step, expected) in training["trace"].as_array().unwrap().iter().enumerate() {
             let what = format!("{} step {step}", golden.name);
-            let loss = engine.accumulate(&batches, golden.examples.len(), normalize).unwrap();
+            let loss = engine.accumulate(&batches, golden.examples.len(), normalize, &|| Ok(())).unwrap();
             let norm = engine.gradient_norm().unwrap();
             assert_near(&format!("{what} loss"), loss.value, &expected["loss"]);
             assert_near(&format!("{what} norm"), norm, &expected["grad_norm"]);
@@ -224,7 +224,7 @@ fn greedy_continuations() {
         let used = golden.facts["used_vocabulary"].as_u64().unwrap() as usize;
         let state = &engine.state;
         let limits = Limits { max_tokens: 24, stop: &Default::default(), vocabulary: used };
-        let answers = greedy.generate(&Cpu, &state.model, &state.weights, &prompts, limits).unwrap();
+        let answers = greedy.generate(&Cpu, &state.model, &state.weights, &prompts, limits, &|| Ok(())).unwrap();
         for (row, answer) in rows.iter().zip(&answers) {
             assert_eq!(answer.tokens, ids(&row["tokens"]), "{} after {}", golden.name, row["prompt"]);
             assert!(!answer.stopped);

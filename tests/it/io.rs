@@ -1,7 +1,9 @@
 //! Model folders: what is written reads back, and nothing hostile gets through.
 
 use limo_engine::error::{Error, Kind, write_error};
-use limo_engine::io::{Checkpoint, DEFAULT_SHARD_BYTES, Export, TensorSpec, export, write_atomic};
+use limo_engine::io::{
+    Checkpoint, Companions, DEFAULT_SHARD_BYTES, Export, NewFolder, TensorSpec, export, verify_files, write_atomic,
+};
 use limo_engine::tensor::DType;
 use proptest::prelude::*;
 use std::fs;
@@ -13,9 +15,9 @@ use std::process::Command;
 use tempfile::TempDir;
 
 /// Three tensors of odd sizes, one of them a vector.
-fn specs() -> Vec<TensorSpec> {
+fn specs(dtype: DType) -> Vec<TensorSpec> {
     [("embed", vec![7, 5]), ("norm", vec![5]), ("proj", vec![3, 11])]
-        .map(|(name, shape)| TensorSpec { name: name.into(), shape })
+        .map(|(name, shape)| TensorSpec { name: name.into(), dtype, shape })
         .into()
 }
 
@@ -62,16 +64,8 @@ fn export_with(
     read: impl FnMut(&str, Range<usize>, &mut [f32]) -> Result<(), Error>,
 ) -> Result<(), Error> {
     let config = source.join("config.json");
-    let tensors = specs();
-    let spec = Export {
-        config: &config,
-        tokenizer: source,
-        chat_template: None,
-        system: Some("Think."),
-        tensors: &tensors,
-        dtype,
-        shard_bytes,
-    };
+    let companions = Companions::read(&config, source, None, Some("Think."))?;
+    let spec = Export { companions: &companions, tensors: &specs(dtype), shard_bytes };
     export(dir, &spec, read)
 }
 
@@ -83,13 +77,15 @@ fn files(dir: &Path) -> Vec<(String, Vec<u8>)> {
 }
 
 fn names(dir: &Path) -> Vec<String> {
-    files(dir).into_iter().map(|(name, _)| name).collect()
+    let mut names: Vec<_> = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
 }
 
 fn assert_values(dir: &Path) {
     let checkpoint = Checkpoint::open(dir).unwrap();
     assert_eq!(checkpoint.names().collect::<Vec<_>>(), ["embed", "norm", "proj"]);
-    for spec in specs() {
+    for spec in specs(DType::F32) {
         assert_eq!(checkpoint.info(&spec.name).unwrap().1, spec.shape);
         let mut values = vec![f32::NAN; spec.shape.iter().product()];
         checkpoint.read_f32(&spec.name, 0..spec.shape[0], &mut values).unwrap();
@@ -146,17 +142,10 @@ fn an_export_is_a_whole_model_folder_and_always_the_same_bytes() {
 #[test]
 fn stop_tokens_are_exported_from_where_training_took_them() {
     let (source, tokenizer, out) = (source(), TempDir::new().unwrap(), TempDir::new().unwrap());
-    let (config, dir, tensors) = (source.path().join("config.json"), out.path().join("m"), specs());
+    let (config, dir, tensors) = (source.path().join("config.json"), out.path().join("m"), specs(DType::F32));
     let exported = || {
-        let spec = Export {
-            config: &config,
-            tokenizer: tokenizer.path(),
-            chat_template: None,
-            system: None,
-            tensors: &tensors,
-            dtype: DType::F32,
-            shard_bytes: DEFAULT_SHARD_BYTES,
-        };
+        let companions = Companions::read(&config, tokenizer.path(), None, None).unwrap();
+        let spec = Export { companions: &companions, tensors: &tensors, shard_bytes: DEFAULT_SHARD_BYTES };
         export(&dir, &spec, read).unwrap();
         fs::read_to_string(dir.join("generation_config.json")).unwrap()
     };
@@ -211,6 +200,44 @@ fn a_failed_export_leaves_the_old_folder_and_no_debris() {
     assert!(error.message.contains("proj"), "{error}");
     assert_eq!(files(&dir), before);
     assert_eq!(fs::read_dir(out.path()).unwrap().count(), 1, "a temporary folder was left");
+}
+
+/// A disk that loses a bit, a file or a byte is noticed before the old folder is replaced, and later.
+#[test]
+fn a_new_folder_is_verified_before_it_takes_its_place() {
+    let dir = TempDir::new().unwrap();
+    let target = dir.path().join("parent/folder");
+    let written = |content: &[u8]| {
+        let mut folder = NewFolder::create(&target).unwrap();
+        folder.write_bytes("a", content).unwrap();
+        folder.write_bytes("b", b"").unwrap();
+        folder
+    };
+    written(b"first").finish().unwrap();
+    type Damage = fn(&Path);
+    let damages: [(Damage, &str); 4] = [
+        (|folder| fs::write(folder.join("a"), b"secomd").unwrap(), "a is damaged"),
+        (|folder| fs::write(folder.join("a"), b"secon").unwrap(), "a has 5 bytes, 6 were written"),
+        (|folder| fs::write(folder.join("b"), b"x").unwrap(), "b has 1 bytes, 0 were written"),
+        (|folder| fs::remove_file(folder.join("b")).unwrap(), "No such file"),
+    ];
+    for (damage, message) in damages {
+        let folder = written(b"second");
+        damage(folder.path());
+        let error = folder.finish().unwrap_err();
+        assert!(error.message.contains(message) && error.message.contains("parent/.folder.tmp"), "{error}");
+        assert_eq!(names(target.parent().unwrap()), ["folder"], "no debris");
+        assert_eq!(fs::read(target.join("a")).unwrap(), b"first");
+    }
+    let folder = written(b"second");
+    let files = folder.files().to_vec();
+    folder.finish().unwrap();
+    verify_files(&target, &files).unwrap();
+    for name in ["../folder/a", "/etc/hosts", "", "."] {
+        let mut files = files.clone();
+        files[0].name = name.into();
+        assert!(verify_files(&target, &files).unwrap_err().message.contains("is not the name of a file"), "{name}");
+    }
 }
 
 #[test]

@@ -1,0 +1,300 @@
+//! Checkpoints: all that a run needs to go on with the same bits.
+//!
+//! A checkpoint is a Hugging Face model folder, its weights as they are stored on the device, with three more files: the optimizer's state, the
+//! resolved configuration, and a manifest with the size and BLAKE3 hash of every other file. It is written aside, flushed, read back and renamed.
+
+use super::engine::Engine;
+use crate::data::Dataset;
+use crate::error::{Error, Kind, Result, io_error};
+use crate::io::{Checkpoint as Tensors, Companions, DEFAULT_SHARD_BYTES, Export, FileRecord, NewFolder, TensorSpec};
+use crate::io::{free_space, remove_folder, stored_as, verify_files, write_model, write_tensors};
+use crate::tensor::{Tensor, format_bytes};
+use serde::{Deserialize, Serialize};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+const OPTIMIZER: &str = "optimizer.safetensors";
+const CONFIG: &str = "config.toml";
+const MANIFEST: &str = "manifest.json";
+/// Of what a manifest says; another one is refused.
+const FORMAT: u32 = 1;
+/// A manifest names some dozens of files.
+const MOST_MANIFEST_BYTES: u64 = 16 << 20;
+
+/// Where a run stood.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    pub format: u32,
+    /// The version of this program that wrote it.
+    pub version: String,
+    /// Steps done.
+    pub step: usize,
+    /// Updates done: steps without those that were skipped.
+    pub updates: u64,
+    /// [`digest`] of the training rows.
+    pub data: String,
+    pub files: Vec<FileRecord>,
+}
+
+/// A manifest with the hash of its own text.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Sealed {
+    run: Manifest,
+    blake3: String,
+}
+
+impl Sealed {
+    fn new(run: Manifest) -> Result<Sealed> {
+        let text = serde_json::to_string(&run).map_err(|e| Error::internal(e.to_string()))?;
+        Ok(Sealed { run, blake3: blake3::hash(text.as_bytes()).to_string() })
+    }
+}
+
+/// A checkpoint on disk that was verified.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Checkpoint {
+    pub path: PathBuf,
+    pub manifest: Manifest,
+}
+
+impl Checkpoint {
+    /// Reads the manifest of the folder `path` and verifies every file that it names.
+    ///
+    /// Errors: checkpoint errors that name the file at fault.
+    pub fn open(path: &Path) -> Result<Checkpoint> {
+        let manifest = read_manifest(path).and_then(|manifest| {
+            verify_files(path, &manifest.files)?;
+            match [OPTIMIZER, CONFIG].iter().find(|name| manifest.files.iter().all(|file| file.name != **name)) {
+                None => Ok(manifest),
+                Some(missing) => Err(Error::data(format!("{}: its manifest names no {missing}", path.display()))),
+            }
+        });
+        manifest.map(|manifest| Checkpoint { path: path.to_path_buf(), manifest }).map_err(at_checkpoint)
+    }
+
+    /// The resolved configuration of the run that wrote it.
+    pub fn config(&self) -> Result<String> {
+        let path = self.path.join(CONFIG);
+        fs::read_to_string(&path).map_err(|e| at_checkpoint(io_error(&path, e)))
+    }
+
+    /// Refuses, as a usage error, other training rows than those that the checkpoint was trained on.
+    pub fn require_data(&self, data: &Dataset) -> Result<()> {
+        match digest(data) == self.manifest.data {
+            true => Ok(()),
+            false => Err(Error::usage(format!(
+                "data.train gives other tokens than those that {} was trained on",
+                self.path.display()
+            ))
+            .help("the files, the tokenizer or the chat template changed: restore them, or start over with --overwrite")),
+        }
+    }
+
+    /// Gives an engine of the same model and settings the state that was saved.
+    pub fn load(&self, engine: &mut Engine) -> Result<()> {
+        let Engine { ops, state, .. } = engine;
+        let ops = ops.as_ref();
+        let mut read = || -> Result<()> {
+            state.weights.load_checkpoint(ops, &Tensors::open(&self.path)?)?;
+            let path = self.path.join(OPTIMIZER);
+            let saved = Tensors::open_file(&path)?;
+            let (found, needed) = (saved.names().count(), state.buffers().count());
+            if found != needed {
+                return Err(Error::data(format!("{} holds {found} tensors, not {needed}", path.display())));
+            }
+            for (name, tensor) in state.buffers_mut() {
+                let (dtype, shape) = saved.info(&name)?;
+                if dtype != stored_as(tensor.dtype()) || shape != &**tensor.shape() {
+                    let (is, needed) = (format!("{dtype} {shape:?}"), format!("{} {:?}", tensor.dtype(), tensor.shape()));
+                    return Err(Error::data(format!("{}: tensor {name} is {is}, not {needed}", path.display())));
+                }
+                ops.upload(saved.bytes(&name, 0..shape[0])?, tensor.view_mut())?;
+            }
+            Ok(())
+        };
+        read().map_err(at_checkpoint)?;
+        state.optimizer.step = self.manifest.updates;
+        Ok(())
+    }
+}
+
+fn at_checkpoint(error: Error) -> Error {
+    Error { kind: Kind::Checkpoint, help: None, ..error }
+        .help("use another checkpoint with --resume PATH, or start over with --overwrite")
+}
+
+fn read_manifest(path: &Path) -> Result<Manifest> {
+    let file = path.join(MANIFEST);
+    let found = fs::metadata(&file).map_err(|e| io_error(&file, e))?;
+    if !found.is_file() || found.len() > MOST_MANIFEST_BYTES {
+        return Err(Error::data(format!("{}: not the manifest of a checkpoint", file.display())));
+    }
+    let text = fs::read(&file).map_err(|e| io_error(&file, e))?;
+    #[derive(Deserialize)]
+    struct Versioned {
+        run: Format,
+    }
+    #[derive(Deserialize)]
+    struct Format {
+        format: u32,
+        version: String,
+    }
+    let broken = |e: serde_json::Error| Error::data(format!("{}: {e}", file.display()));
+    let Versioned { run: Format { format, version } } = serde_json::from_slice(&text).map_err(broken)?;
+    if format != FORMAT {
+        let what =
+            format!("{}: format {format}, written by limo-engine {version}; this one reads format {FORMAT}", file.display());
+        return Err(Error::data(what));
+    }
+    let Sealed { run, blake3 } = serde_json::from_slice(&text).map_err(broken)?;
+    match Sealed::new(run)? {
+        sealed if sealed.blake3 == blake3 => Ok(sealed.run),
+        _ => Err(Error::data(format!("{} is damaged: its content is not what was written", file.display()))),
+    }
+}
+
+/// A hash of the training rows as the model sees them: a run continues on the same data only.
+pub fn digest(data: &Dataset) -> String {
+    let mut hash = blake3::Hasher::new();
+    for example in &data.examples {
+        hash.update(&(example.tokens.len() as u64).to_le_bytes());
+        hash.update(bytemuck::cast_slice(&example.tokens));
+        hash.update(&example.supervised.iter().map(|&s| s.into()).collect::<Vec<u8>>());
+    }
+    hash.finalize().to_string()
+}
+
+/// The checkpoints of one run: `step-00000120` and so on in one folder.
+pub struct Checkpoints {
+    folder: PathBuf,
+}
+
+impl Checkpoints {
+    pub fn new(folder: PathBuf) -> Self {
+        Checkpoints { folder }
+    }
+
+    pub fn path(&self, step: usize) -> PathBuf {
+        self.folder.join(format!("step-{step:08}"))
+    }
+
+    /// Steps of which there is a checkpoint, valid or not, in ascending order.
+    pub fn steps(&self) -> Result<Vec<usize>> {
+        let entries = match fs::read_dir(&self.folder) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries.map_err(|e| io_error(&self.folder, e))?,
+        };
+        let mut steps = Vec::new();
+        for entry in entries {
+            let name = entry.map_err(|e| io_error(&self.folder, e))?.file_name();
+            let step = name.to_str().and_then(|name| name.strip_prefix("step-")).and_then(|digits| digits.parse().ok());
+            steps.extend(step.filter(|&step| self.path(step).file_name() == Some(&name)));
+        }
+        steps.sort_unstable();
+        Ok(steps)
+    }
+
+    /// The newest checkpoint that is valid, and why each newer one is not.
+    pub fn newest(&self) -> Result<(Option<Checkpoint>, Vec<Error>)> {
+        let mut invalid = Vec::new();
+        for step in self.steps()?.into_iter().rev() {
+            match self.open(step) {
+                Ok(checkpoint) => return Ok((Some(checkpoint), invalid)),
+                Err(error) => invalid.push(error),
+            }
+        }
+        Ok((None, invalid))
+    }
+
+    fn open(&self, step: usize) -> Result<Checkpoint> {
+        let checkpoint = Checkpoint::open(&self.path(step))?;
+        match checkpoint.manifest.step {
+            found if found == step => Ok(checkpoint),
+            found => Err(at_checkpoint(Error::data(format!("{} is of step {found}", checkpoint.path.display())))),
+        }
+    }
+
+    /// Saves the state of `engine` after `step` steps. Then removes the oldest checkpoints up to this step but `keep`.
+    ///
+    /// Errors: checkpoint errors. No earlier checkpoint is touched before this one is on disk and was read back.
+    pub fn save(&self, engine: &Engine, run: &SavedRun, step: usize, keep: usize) -> Result<PathBuf> {
+        let path = self.path(step);
+        let needed = bytes(engine) as u64;
+        if let Some(free) = free_space(&self.folder).filter(|&free| free < needed) {
+            let [needed, free] = [needed, free].map(|bytes| format_bytes(bytes as usize));
+            let what =
+                format!("{}: a checkpoint needs {needed}, the disk has {free} left; nothing was written", path.display());
+            return Err(Error::new(Kind::Checkpoint, what)
+                .help("make room, then run the command again: it goes on from the checkpoint before"));
+        }
+        self.write(engine, run, step, &path).map_err(|error| match error.kind {
+            Kind::Usage | Kind::Data => {
+                Error { kind: Kind::Checkpoint, ..error }.context(format!("the checkpoint of step {step} was not saved"))
+            }
+            _ => error,
+        })?;
+        self.rotate(step, keep)?;
+        Ok(path)
+    }
+
+    fn write(&self, engine: &Engine, run: &SavedRun, step: usize, path: &Path) -> Result<()> {
+        let Engine { ops, state, .. } = engine;
+        let ops = ops.as_ref();
+        let mut folder = NewFolder::create(path)?;
+        let tensors = engine.model_tensors(ops.dtype());
+        let export = Export { companions: run.companions, tensors: &tensors, shard_bytes: DEFAULT_SHARD_BYTES };
+        write_model(&mut folder, &export, |name, rows, out| state.weights.read_stored(ops, name, rows, out))?;
+        let buffers: Vec<(String, &Tensor)> = state.buffers().collect();
+        let spec = |(name, tensor): &(String, &Tensor)| TensorSpec {
+            name: name.clone(),
+            dtype: tensor.dtype(),
+            shape: tensor.shape().to_vec(),
+        };
+        let specs: Vec<TensorSpec> = buffers.iter().map(spec).collect();
+        write_tensors(&mut folder, OPTIMIZER, &specs, |spec, range, bytes| {
+            let (_, tensor) = buffers.iter().find(|(name, _)| *name == spec.name).ok_or_else(|| Error::internal(&spec.name))?;
+            ops.download(tensor.view().rows(range), bytes)
+        })?;
+        folder.write_bytes(CONFIG, run.config.as_bytes())?;
+        let manifest = Manifest {
+            format: FORMAT,
+            version: env!("CARGO_PKG_VERSION").to_string(),
+            step,
+            updates: state.optimizer.step,
+            data: run.data.clone(),
+            files: folder.files().to_vec(),
+        };
+        let text = serde_json::to_string_pretty(&Sealed::new(manifest)?).map_err(|e| Error::internal(e.to_string()))?;
+        folder.write_bytes(MANIFEST, format!("{text}\n").as_bytes())?;
+        folder.finish()
+    }
+
+    fn rotate(&self, step: usize, keep: usize) -> Result<()> {
+        let older: Vec<usize> = self.steps()?.into_iter().filter(|&s| s < step).collect();
+        let kept = older.len().min(keep - 1);
+        older[..older.len() - kept].iter().try_for_each(|&step| remove_folder(&self.path(step)))
+    }
+
+    /// Removes every checkpoint of a later step.
+    pub fn discard_after(&self, step: usize) -> Result<()> {
+        self.steps()?.into_iter().filter(|&s| s > step).try_for_each(|step| remove_folder(&self.path(step)))
+    }
+}
+
+/// What a checkpoint holds besides the engine's state.
+pub struct SavedRun<'a> {
+    pub companions: &'a Companions,
+    /// The text of the run folder's config.toml.
+    pub config: String,
+    /// [`digest`] of the training rows.
+    pub data: String,
+}
+
+/// Bytes of a checkpoint's tensors.
+pub fn bytes(engine: &Engine) -> usize {
+    let weights: usize = engine.model_tensors(engine.ops.dtype()).iter().map(TensorSpec::bytes).sum();
+    let state: usize = engine.state.buffers().map(|(_, tensor)| tensor.bytes()).sum();
+    weights + state
+}
