@@ -3,6 +3,7 @@
 mod bench;
 mod device;
 pub mod doctor;
+mod inspect_checkpoint;
 mod inspect_data;
 mod inspect_model;
 mod launch;
@@ -47,6 +48,7 @@ enum Command {
 enum Inspect {
     Data(inspect_data::DataArgs),
     Model(inspect_model::ModelArgs),
+    Checkpoint(inspect_checkpoint::CheckpointArgs),
 }
 
 /// Runs the program; errors go to standard error.
@@ -76,6 +78,7 @@ fn dispatch(command: Command) -> Result<()> {
         Command::Score(args) => score::run(args),
         Command::Inspect(Inspect::Data(args)) => inspect_data::run(args),
         Command::Inspect(Inspect::Model(args)) => inspect_model::run(args),
+        Command::Inspect(Inspect::Checkpoint(args)) => inspect_checkpoint::run(args),
         Command::Bench(args) => bench::run(args),
         Command::Selftest(args) => selftest::run(args),
         Command::Doctor(args) => doctor::run(args),

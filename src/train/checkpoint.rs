@@ -10,6 +10,7 @@ use crate::io::{Checkpoint as Tensors, Companions, DEFAULT_SHARD_BYTES, Export, 
 use crate::io::{free_space, remove_folder, stored_as, verify_files, write_model, write_tensors};
 use crate::tensor::{Tensor, format_bytes};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -78,6 +79,17 @@ impl Checkpoint {
     pub fn config(&self) -> Result<String> {
         let path = self.path.join(CONFIG);
         fs::read_to_string(&path).map_err(|e| at_checkpoint(io_error(&path, e)))
+    }
+
+    /// What the optimizer's state is stored in: "m f32", "v f32" and so on.
+    pub fn optimizer_types(&self) -> Result<Vec<String>> {
+        let saved = Tensors::open_file(&self.path.join(OPTIMIZER)).map_err(at_checkpoint)?;
+        let mut types = BTreeSet::new();
+        for name in saved.names() {
+            let kind = name.split('.').nth(1).unwrap_or(name);
+            types.insert(format!("{kind} {}", saved.info(name)?.0));
+        }
+        Ok(types.into_iter().collect())
     }
 
     /// Refuses, as a usage error, other training rows than those that the checkpoint was trained on.
@@ -208,7 +220,8 @@ impl Checkpoints {
         Ok((None, invalid))
     }
 
-    fn open(&self, step: usize) -> Result<Checkpoint> {
+    /// The checkpoint of one step; errors as [`Checkpoint::open`].
+    pub fn open(&self, step: usize) -> Result<Checkpoint> {
         let checkpoint = Checkpoint::open(&self.path(step))?;
         match checkpoint.manifest.step {
             found if found == step => Ok(checkpoint),

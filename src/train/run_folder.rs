@@ -226,7 +226,11 @@ impl RunFolder {
         self.path.join(CONFIG)
     }
     pub fn checkpoints(&self) -> Checkpoints {
-        Checkpoints::new(self.path.join(CHECKPOINTS))
+        Self::checkpoints_of(&self.path)
+    }
+    /// The checkpoints of the run in `folder`.
+    pub fn checkpoints_of(folder: &Path) -> Checkpoints {
+        Checkpoints::new(folder.join(CHECKPOINTS))
     }
     pub fn metrics(&self) -> PathBuf {
         self.path.join(METRICS)

@@ -10,6 +10,7 @@ const COMMANDS: &[&[&str]] = &[
     &["inspect"],
     &["inspect", "data"],
     &["inspect", "model"],
+    &["inspect", "checkpoint"],
     &["bench"],
     &["selftest"],
     &["doctor"],

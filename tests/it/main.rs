@@ -14,5 +14,6 @@ mod io;
 mod ops;
 mod optimizer;
 mod packing;
+mod resume;
 mod tiny_task;
 mod training;
