@@ -55,8 +55,17 @@ const MARK: &str = "# The resolved configuration of a limo-engine run";
 /// Begins its second line: what weights and activations are stored in, which is no key of a configuration.
 const STORAGE: &str = "# --dtype ";
 /// Keys that may differ between a run and its continuation.
-const SAFE_KEYS: [&str; 7] =
-    ["data.eval", "memory.", "output.dir", "samples.", "train.eval_every", "train.keep", "train.save_every"];
+const SAFE_KEYS: [&str; 8] = [
+    "data.eval",
+    "memory.",
+    "output.dir",
+    "samples.",
+    "train.eval_every",
+    "train.keep",
+    "train.save_every",
+    // What it would change never happened: the run would have ended there.
+    "train.skip_nonfinite",
+];
 
 impl RunFolder {
     /// Looks at `output.dir` and says where a run with `storage` begins; writes nothing.
@@ -105,6 +114,10 @@ impl RunFolder {
 
     fn start_from(&self, path: &Path, used: bool, overwrite: bool, config: &Config, storage: DType) -> Result<Start> {
         let shown = path.display();
+        if !path.is_dir() {
+            return Err(Error::usage(format!("--resume {shown}: no such folder"))
+                .help("give auto, never, or the folder of a checkpoint: RUN/checkpoints/step-…"));
+        }
         let inside = self.owns(path);
         if inside && overwrite {
             return Err(Error::usage(format!("--overwrite would delete {shown}, which --resume names"))

@@ -65,7 +65,7 @@ fn mistakes_in_usage_exit_with_2() {
         (&["-s", "memory.offload=[\"weights\"]"], &["memory.offload", "not implemented"]),
         (&["--ranks", "2"], &["--ranks 2", "one rank"]),
         (&["--ranks", "0"], &["--ranks"]),
-        (&["--resume", "somewhere"], &["--resume somewhere", "no checkpoints"]),
+        (&["--resume", "somewhere"], &["--resume somewhere", "no such folder"]),
         (&["--device", "tpu"], &["tpu", "cuda", "emulator"]),
         (&["--device", "cuda"], &["help: "]),
         (&["--device", "emulator", "--dtype", "f32"], &["--dtype f32", "bf16"]),

@@ -128,8 +128,6 @@ fn values_out_of_range_and_contradictions_are_refused() {
 #[test]
 fn what_is_not_implemented_is_refused_by_name() {
     for setting in [
-        "train.save_every=100",
-        "train.keep=5",
         "optimizer.state=bf16",
         "optimizer.state=int8",
         "optimizer.master=stochastic",

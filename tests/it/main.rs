@@ -4,6 +4,7 @@ mod cli;
 mod command;
 mod config;
 mod data;
+mod disk;
 mod doctor;
 mod emulator;
 mod engine;

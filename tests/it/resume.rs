@@ -1,6 +1,5 @@
 //! Runs that are stopped and go on: the same bits as a run that never stopped.
 
-use crate::command::{limo_engine, succeed};
 use limo_engine::config::{Config, ModelConfig};
 use limo_engine::data::{Chat, Dataset, load};
 use limo_engine::error::{Error, Kind, Result};
@@ -13,12 +12,12 @@ use limo_engine::train::{Engine, EvalRecord, Job, Observer, Resume, RunFolder, S
 use serde_json::Value;
 use std::cell::Cell;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// Twelve steps in three epochs: 11 rows in batches of 3, shuffled and packed, evaluated twice an epoch.
 const STEPS: usize = 12;
 
-fn config(folder: &Path, more: &str) -> String {
+pub fn config(folder: &Path, more: &str) -> String {
     let model = r#"{"model_type": "qwen2", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
         "num_key_value_heads": 2, "vocab_size": 600, "tie_word_embeddings": true}"#;
     fs::write(folder.join("config.json"), model).unwrap();
@@ -166,20 +165,20 @@ impl Setup {
     }
 }
 
-fn rows(run: &Path) -> Vec<Value> {
+pub fn rows(run: &Path) -> Vec<Value> {
     fs::read_to_string(run.join("metrics.jsonl")).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
 /// A run's result: the exported weights, and its records without what depends on the clock.
-fn result(run: &Path) -> (Vec<u8>, Vec<Value>) {
+pub fn result(run: &Path) -> (Vec<u8>, Vec<Value>) {
     let mut rows = rows(run);
     for row in &mut rows {
-        ["seconds", "tokens_per_s", "mfu"].map(|key| row.as_object_mut().unwrap().remove(key));
+        row.as_object_mut().unwrap().retain(|key, _| !["seconds", "tokens_per_s", "mfu"].contains(&key.as_str()));
     }
     (fs::read(run.join("model/model.safetensors")).unwrap(), rows)
 }
 
-fn checkpoints(run: &Path) -> Vec<String> {
+pub fn checkpoints(run: &Path) -> Vec<String> {
     let mut names: Vec<String> =
         fs::read_dir(run.join("checkpoints")).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
     names.sort();
