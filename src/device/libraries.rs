@@ -79,6 +79,7 @@ pub static CUBLASLT: Library = Library {
         "cublasLtCreate",
         "cublasLtDestroy",
         "cublasLtMatmul",
+        "cublasLtMatmulAlgoCheck",
         "cublasLtMatmulAlgoConfigGetAttribute",
         "cublasLtMatmulAlgoGetHeuristic",
         "cublasLtMatmulDescCreate",

@@ -38,6 +38,10 @@ pub trait Ops: Send {
     fn product_algorithms(&self) -> Vec<serde_json::Value> {
         Vec::new()
     }
+    /// Takes what an earlier process chose, so that products give its bits.
+    fn use_product_algorithms(&self, _rows: &[serde_json::Value]) -> Result<()> {
+        Ok(())
+    }
     /// Names what is issued until the result is dropped, for profilers.
     fn range(&self, _name: &str) -> Box<dyn Any> {
         Box::new(())

@@ -35,6 +35,8 @@ pub struct Manifest {
     pub updates: u64,
     /// [`digest`] of the training rows.
     pub data: String,
+    /// The algorithms that a library chose for products, which decide their bits.
+    pub products: Vec<serde_json::Value>,
     pub files: Vec<FileRecord>,
 }
 
@@ -109,6 +111,7 @@ impl Checkpoint {
         let Engine { ops, state, .. } = engine;
         let ops = ops.as_ref();
         let mut read = || -> Result<()> {
+            ops.use_product_algorithms(&self.manifest.products)?;
             state.weights.load_checkpoint(ops, &Tensors::open(&self.path)?)?;
             let path = self.path.join(OPTIMIZER);
             let saved = Tensors::open_file(&path)?;
@@ -277,6 +280,7 @@ impl Checkpoints {
             step,
             updates: state.optimizer.step,
             data: run.data.clone(),
+            products: ops.product_algorithms(),
             files: folder.files().to_vec(),
         };
         let text = serde_json::to_string_pretty(&Sealed::new(manifest)?).map_err(|e| Error::internal(e.to_string()))?;

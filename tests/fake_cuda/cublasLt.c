@@ -68,6 +68,13 @@ int cublasLtMatmulAlgoGetHeuristic(void *handle, struct product *product, struct
     choices[3].algorithm.data[1] = 1;
     return *count = 4, SUCCESS;
 }
+// Runs what its heuristic chose, and a second algorithm that the heuristic never chooses.
+int cublasLtMatmulAlgoCheck(void *handle, struct product *product, struct layout *a, struct layout *b, struct layout *c, struct layout *d,
+                            const struct algorithm *algorithm, struct choice *choice) {
+    (void)handle, (void)product, (void)a, (void)b;
+    if (c != d || algorithm->data[1] < 1 || algorithm->data[1] > 2) return NOT_SUPPORTED;
+    return choice->algorithm = *algorithm, choice->workspace = 0, SUCCESS;
+}
 int cublasLtMatmulAlgoConfigGetAttribute(const struct algorithm *algorithm, int attribute, void *value, size_t bytes, size_t *written) {
     if (attribute != 2 || bytes != 4) return INVALID_VALUE;
     uint32_t parts = (uint32_t)algorithm->data[0];
@@ -77,7 +84,7 @@ int cublasLtMatmul(void *handle, struct product *product, const float *alpha, co
                    struct layout *lb, const float *beta, const void *c, struct layout *lc, void *d, struct layout *ld,
                    const struct algorithm *algorithm, void *workspace, size_t workspace_bytes, void *stream) {
     int types = la->type == BF16 && lb->type == BF16 && product->compute == 68 && product->scale == F32;
-    if (!handle || !types || algorithm->data[1] != 1 || !workspace || workspace_bytes != WORKSPACE || !stream) return INVALID_VALUE;
+    if (!handle || !types || algorithm->data[1] < 1 || algorithm->data[1] > 2 || !workspace || workspace_bytes != WORKSPACE || !stream) return INVALID_VALUE;
     uint64_t inner = product->transposed_a ? la->rows : la->columns;
     if (inner != (product->transposed_b ? lb->columns : lb->rows)) return INVALID_VALUE;
     if (ld->rows != (product->transposed_a ? la->columns : la->rows)) return INVALID_VALUE;

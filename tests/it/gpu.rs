@@ -263,6 +263,20 @@ fn products_pass_their_case_table() {
         let algorithms = cublaslt.algorithms();
         assert_eq!(algorithms.len(), gemm::CASES.len());
         assert!(algorithms.iter().all(|row| row["m"].is_u64() && row["algorithm"].as_array().unwrap().len() == 8));
+        // The next process computes with what this one chose, not with its own choice.
+        let other = |word: &str| {
+            let mut rows = algorithms.clone();
+            rows.iter_mut().for_each(|row| row["algorithm"][1] = word.into());
+            let next = CublasLt::new(&driver).unwrap();
+            next.use_algorithms(&rows).map(|()| (next, rows))
+        };
+        let (next, rows) = other("0000000000000002").unwrap();
+        gemm::CASES.iter().for_each(|case| gemm::check(&driver, &next, case).unwrap());
+        assert_eq!(next.algorithms(), rows);
+        let (gone, _) = other("0000000000000003").unwrap();
+        let error = gemm::check(&driver, &gone, &gemm::CASES[0]).unwrap_err();
+        assert!(error.message.contains("the recorded algorithm does not run with this cuBLASLt"), "{error}");
+        assert!(other("not hexadecimal").is_err());
         // A bias with an f32 result is refused before cuBLASLt sees it.
         let tensor = |dtype, shape: &[usize]| Tensor::alone(driver.allocator(), dtype, shape).unwrap();
         let [x, w, bias] = [&[24, 40][..], &[16, 40], &[16]].map(|shape| tensor(DType::Bf16, shape));

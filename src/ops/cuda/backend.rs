@@ -121,6 +121,12 @@ impl Ops for Cuda {
             Device::Emulated(_) => Vec::new(),
         }
     }
+    fn use_product_algorithms(&self, rows: &[serde_json::Value]) -> Result<()> {
+        match &self.device {
+            Device::Gpu { products, .. } => products.use_algorithms(rows),
+            Device::Emulated(_) => Ok(()),
+        }
+    }
     fn range(&self, name: &str) -> Box<dyn Any> {
         Box::new(nvtx::range(name))
     }

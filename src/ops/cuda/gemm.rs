@@ -57,6 +57,8 @@ fn column_major(desc: &GemmDesc) -> ColumnMajor {
 pub struct CublasLt {
     handle: sys::cublasLtHandle_t,
     plans: RefCell<HashMap<GemmDesc, Rc<Plan>>>,
+    /// What an earlier process chose.
+    recorded: RefCell<HashMap<String, [u64; 8]>>,
     workspace: Tensor,
 }
 
@@ -71,7 +73,7 @@ impl CublasLt {
         let mut arena = Arena::reserve(driver.allocator(), WORKSPACE_BYTES)?;
         let workspace = arena.tensor("cublaslt.workspace", DType::U8, &[WORKSPACE_BYTES])?;
         let handle = lt::create_handle().map_err(|e| failed("opening cuBLASLt", e))?;
-        Ok(CublasLt { handle, plans: RefCell::default(), workspace })
+        Ok(CublasLt { handle, plans: RefCell::default(), recorded: RefCell::default(), workspace })
     }
 
     /// Issues the product on `driver`'s stream.
@@ -123,21 +125,37 @@ impl CublasLt {
         let mut plans: Vec<_> = plans.iter().collect();
         plans.sort_by_key(|(d, _)| (d.m, d.n, d.k, d.a_transposed, d.b_transposed, d.bias, d.accumulate, d.output.size()));
         let row = |(desc, plan): (&GemmDesc, &Rc<Plan>)| {
-            let GemmDesc { m, n, k, a_transposed, b_transposed, bias, accumulate, input, output } = *desc;
-            serde_json::json!({
-                "m": m, "n": n, "k": k, "a_transposed": a_transposed, "b_transposed": b_transposed, "bias": bias,
-                "accumulate": accumulate, "input": input.to_string(), "output": output.to_string(),
-                "algorithm": plan.algorithm.data.map(|word| format!("{word:016x}")),
-            })
+            let mut row = described(desc);
+            row[ALGORITHM] = serde_json::json!(plan.algorithm.data.map(|word| format!("{word:016x}")));
+            row
         };
         plans.into_iter().map(row).collect()
+    }
+
+    /// Takes the algorithms of an earlier process, rows of [`CublasLt::algorithms`], for the products that come.
+    ///
+    /// Errors: data, where a row is not such a row.
+    pub fn use_algorithms(&self, rows: &[serde_json::Value]) -> Result<()> {
+        for row in rows {
+            let words = || -> Option<[u64; 8]> {
+                let words = row.get(ALGORITHM)?.as_array()?.iter().map(|w| u64::from_str_radix(w.as_str()?, 16).ok());
+                words.collect::<Option<Vec<_>>>()?.try_into().ok()
+            };
+            let words = words().ok_or_else(|| Error::data(format!("no algorithm of a product: {row}")))?;
+            let mut product = row.clone();
+            product.as_object_mut().map(|product| product.remove(ALGORITHM));
+            self.recorded.borrow_mut().insert(product.to_string(), words);
+        }
+        Ok(())
     }
 
     fn plan(&self, desc: &GemmDesc) -> Result<Rc<Plan>> {
         if let Some(plan) = self.plans.borrow().get(desc) {
             return Ok(plan.clone());
         }
-        let plan = Rc::new(Plan::choose(self.handle, desc).map_err(|e| e.context(format!("the product {desc:?}")))?);
+        let recorded = self.recorded.borrow().get(&described(desc).to_string()).copied();
+        let plan = Plan::new(self.handle, desc, recorded).map_err(|e| e.context(format!("the product {desc:?}")))?;
+        let plan = Rc::new(plan);
         self.plans.borrow_mut().insert(*desc, plan.clone());
         Ok(plan)
     }
@@ -159,8 +177,21 @@ struct Plan {
     algorithm: sys::cublasLtMatmulAlgo_t,
 }
 
+/// Key of the algorithm in a row about a product.
+const ALGORITHM: &str = "algorithm";
+
+/// A product, for people and for the next process.
+fn described(desc: &GemmDesc) -> serde_json::Value {
+    let GemmDesc { m, n, k, a_transposed, b_transposed, bias, accumulate, input, output } = *desc;
+    serde_json::json!({
+        "m": m, "n": n, "k": k, "a_transposed": a_transposed, "b_transposed": b_transposed, "bias": bias,
+        "accumulate": accumulate, "input": input.to_string(), "output": output.to_string(),
+    })
+}
+
 impl Plan {
-    fn choose(handle: sys::cublasLtHandle_t, desc: &GemmDesc) -> Result<Self> {
+    /// With the recorded algorithm, else one that the heuristic chooses.
+    fn new(handle: sys::cublasLtHandle_t, desc: &GemmDesc, recorded: Option<[u64; 8]>) -> Result<Self> {
         use sys::cublasLtMatmulDescAttributes_t as Attribute;
         let input = data_type(desc.input).filter(|_| desc.input == DType::Bf16);
         let (Some(input), Some(output)) = (input, data_type(desc.output)) else {
@@ -181,7 +212,11 @@ impl Plan {
         let first = MatrixLayout::new(input, &map.first)?;
         let second = MatrixLayout::new(input, &map.second)?;
         let out = MatrixLayout::new(output, &map.out)?;
-        let algorithm = algorithm(handle, &product, [&first, &second, &out])?;
+        let layouts = [&first, &second, &out];
+        let algorithm = match recorded {
+            Some(data) => checked(handle, &product, layouts, sys::cublasLtMatmulAlgo_t { data })?,
+            None => algorithm(handle, &product, layouts)?,
+        };
         Ok(Plan { product, first, second, out, algorithm })
     }
 }
@@ -232,6 +267,29 @@ fn algorithm(
         .map(|choice| choice.algo)
         .find(|algorithm| !splits_k(algorithm))
         .ok_or_else(|| Error::internal("cuBLASLt has no algorithm that keeps K whole"))
+}
+
+/// An algorithm of an earlier process, if this library still runs it.
+fn checked(
+    handle: sys::cublasLtHandle_t,
+    product: &Product,
+    [first, second, out]: [&MatrixLayout; 3],
+    algorithm: sys::cublasLtMatmulAlgo_t,
+) -> Result<sys::cublasLtMatmulAlgo_t> {
+    let mut found = MaybeUninit::<sys::cublasLtMatmulHeuristicResult_t>::zeroed();
+    // SAFETY: all descriptors are alive, and `found` has room for the result.
+    let status = unsafe {
+        sys::cublasLtMatmulAlgoCheck(handle, product.0, first.0, second.0, out.0, out.0, &algorithm, found.as_mut_ptr().cast())
+    };
+    // SAFETY: plain numbers, zero unless the library wrote them.
+    let workspace = unsafe { found.assume_init() }.workspaceSize;
+    match status {
+        sys::cublasStatus_t::CUBLAS_STATUS_SUCCESS if workspace <= WORKSPACE_BYTES && !splits_k(&algorithm) => Ok(algorithm),
+        status => Err(Error::usage(format!(
+            "the recorded algorithm does not run with this cuBLASLt ({status:?}): its results would differ"
+        ))
+        .help("go on with the version of cuBLASLt that the run began with, or start over with --overwrite")),
+    }
 }
 
 fn splits_k(algorithm: &sys::cublasLtMatmulAlgo_t) -> bool {
