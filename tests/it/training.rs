@@ -231,6 +231,38 @@ fn a_changed_neighbour_changes_nothing() {
     }
 }
 
+/// What one row of a packed micro-batch contributes to the gradient, whatever stands in the others.
+#[test]
+fn a_changed_neighbour_changes_no_gradient() {
+    let gradients = |row: usize, shift: i32| {
+        let mut examples = examples();
+        for (other, example) in examples.iter_mut().enumerate().filter(|(other, _)| *other != row) {
+            example.tokens.iter_mut().for_each(|token| *token = (*token + shift * (other as i32 + 1)) % 70);
+            // One target has a scale of its own; the neighbours' is 0 all the same.
+            example.supervised.fill(false);
+        }
+        let rows: Vec<&Example> = examples.iter().collect();
+        let batches = pack(&rows, 96, true).unwrap();
+        assert_eq!(batches.len(), 1, "all rows are packed together");
+        let sizes = Sizes { micro_tokens: 96, positions: 31, keep: Keep::All };
+        let mut engine = Engine::new(Box::new(Cpu), &small_model(), sizes).unwrap();
+        engine.state.weights.initialise(&Cpu, 7, 0.1).unwrap();
+        engine.accumulate(&batches, rows.len(), Normalize::Tokens, &|| Ok(())).unwrap();
+        let mut all = Vec::new();
+        let visited = engine.state.gradients.visit(&Cpu, |_, values| {
+            all.extend_from_slice(values);
+            Ok(())
+        });
+        visited.unwrap();
+        all
+    };
+    for row in 0..5 {
+        let before = gradients(row, 0);
+        assert!(before.iter().any(|&g| g != 0.0) && gradients(row, 11) == before, "row {row}");
+    }
+    assert!(gradients(0, 0) != gradients(1, 0));
+}
+
 #[test]
 fn the_plan_is_what_is_reserved() {
     let sizes = Sizes { micro_tokens: 48, positions: 31, keep: Keep::Stream };

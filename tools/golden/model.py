@@ -2,7 +2,7 @@
 
     python tools/golden/model.py        (torch and transformers; rewrites tests/fixtures/golden/models)
 
-Two small Qwen2 models with nothing trivial in them: random biases and norm weights, grouped queries, vocabulary rows that no
+Small Qwen2 models with nothing trivial in them: random biases and norm weights, grouped queries, vocabulary rows that no
 token uses. Every sequence runs alone, without packing or padding, so that packing is tested against the truth.
 """
 
@@ -14,23 +14,54 @@ from pathlib import Path
 import torch
 import transformers
 from safetensors.torch import save_file
-from transformers import Qwen2Config, Qwen2ForCausalLM
+from transformers import Qwen2Config, Qwen2ForCausalLM, get_scheduler
 
 OUT = Path(__file__).resolve().parents[2] / "tests/fixtures/golden/models"
 STEPS = 8
 BETAS, EPS, WEIGHT_DECAY, CLIP = (0.9, 0.999), 1e-8, 0.1, 1.0
 NEW_TOKENS = 24
 
+# `spelling` is that of config.json: as transformers writes it today, or as the released Qwen2 and Qwen2.5 folders have it.
 MODELS = {
     "tied": dict(
-        seed=11, used=83, lr=1e-4, warmup=0, normalize="sequences", shard=None,
+        seed=11, used=83, lr=1e-4, schedule="cosine", warmup=0, normalize="sequences", shard=None, spelling="new",
         config=dict(hidden_size=48, intermediate_size=64, num_hidden_layers=2, num_attention_heads=6, num_key_value_heads=2,
                     vocab_size=96, rms_norm_eps=1e-6, rope_theta=10000.0, tie_word_embeddings=True),
     ),
     "untied": dict(
-        seed=12, used=71, lr=5e-5, warmup=2, normalize="tokens", shard="96KB",
+        seed=12, used=71, lr=5e-5, schedule="cosine", warmup=2, normalize="tokens", shard="96KB", spelling="new",
         config=dict(hidden_size=40, intermediate_size=56, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
                     vocab_size=80, rms_norm_eps=1e-5, rope_theta=1000000.0, tie_word_embeddings=False),
+    ),
+    "gqa1": dict(
+        seed=13, used=60, lr=1e-4, schedule="linear", warmup=3, normalize="tokens", shard=None, spelling="new",
+        config=dict(hidden_size=32, intermediate_size=40, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=4,
+                    vocab_size=64, rms_norm_eps=1e-6, rope_theta=10000.0, tie_word_embeddings=True),
+    ),
+    "gqa6_old": dict(
+        seed=14, used=64, lr=1e-4, schedule="constant", warmup=2, normalize="sequences", shard=None, spelling="old",
+        config=dict(hidden_size=36, intermediate_size=44, num_hidden_layers=2, num_attention_heads=6, num_key_value_heads=1,
+                    vocab_size=72, rms_norm_eps=1e-5, rope_theta=1000000.0, tie_word_embeddings=False),
+    ),
+    "gqa7": dict(
+        seed=15, used=55, lr=2e-4, schedule="linear", warmup=0, normalize="sequences", shard=None, spelling="new",
+        config=dict(hidden_size=42, intermediate_size=33, num_hidden_layers=2, num_attention_heads=7, num_key_value_heads=1,
+                    vocab_size=57, rms_norm_eps=1e-6, rope_theta=500000.0, tie_word_embeddings=True),
+    ),
+    "gqa7_old_sharded": dict(
+        seed=16, used=66, lr=1e-4, schedule="cosine", warmup=1, normalize="tokens", shard="24KB", spelling="old",
+        config=dict(hidden_size=28, intermediate_size=36, num_hidden_layers=2, num_attention_heads=14, num_key_value_heads=2, head_dim=4,
+                    vocab_size=70, rms_norm_eps=1e-6, rope_theta=1000000.0, tie_word_embeddings=True),
+    ),
+    "dim128": dict(
+        seed=17, used=50, lr=1e-4, schedule="constant", warmup=0, normalize="tokens", shard=None, spelling="new",
+        config=dict(hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, head_dim=128,
+                    vocab_size=56, rms_norm_eps=1e-6, rope_theta=1000000.0, tie_word_embeddings=False),
+    ),
+    "dim128_sharded": dict(
+        seed=18, used=50, lr=1e-4, schedule="cosine", warmup=0, normalize="sequences", shard="64KB", spelling="old",
+        config=dict(hidden_size=24, intermediate_size=24, num_hidden_layers=1, num_attention_heads=3, num_key_value_heads=1, head_dim=128,
+                    vocab_size=50, rms_norm_eps=1e-5, rope_theta=10000.0, tie_word_embeddings=False),
     ),
 }
 
@@ -53,6 +84,16 @@ def build(seed, config):
             else:
                 p.normal_(0.0, 1.5 / math.sqrt(p.shape[1]))
     return model.float().eval()
+
+
+def spell_as_released(path):
+    """config.json with the keys of the released Qwen2 and Qwen2.5 folders."""
+    config = json.loads(path.read_text())
+    config["torch_dtype"] = config.pop("dtype")
+    config["rope_theta"] = config.pop("rope_parameters")["rope_theta"]
+    config |= dict(sliding_window=131072, max_window_layers=config["num_hidden_layers"], use_mrope=False, transformers_version="4.43.1")
+    del config["layer_types"], config["pad_token_id"]
+    path.write_text(json.dumps(config, indent=2) + "\n")
 
 
 def batch(used):
@@ -84,29 +125,23 @@ def gradients(model, sequences, normalize):
     return {name: p.grad.clone() for name, p in model.named_parameters()}
 
 
-def learning_rate(step, spec):
-    """transformers' cosine with warm-up, step from 0."""
-    if step < spec["warmup"]:
-        return spec["lr"] * step / spec["warmup"]
-    progress = (step - spec["warmup"]) / (STEPS - spec["warmup"])
-    return spec["lr"] * 0.5 * (1 + math.cos(math.pi * progress))
-
-
 def train(model, sequences, spec):
     parameters = dict(model.named_parameters())
     groups = [dict(params=[p for p in parameters.values() if p.dim() >= 2], weight_decay=WEIGHT_DECAY),
               dict(params=[p for p in parameters.values() if p.dim() < 2], weight_decay=0.0)]
     optimizer = torch.optim.AdamW(groups, lr=spec["lr"], betas=BETAS, eps=EPS)
+    name = "constant_with_warmup" if spec["schedule"] == "constant" else spec["schedule"]
+    schedule = get_scheduler(name, optimizer, num_warmup_steps=spec["warmup"], num_training_steps=STEPS)
     trace = []
     for step in range(STEPS):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, spec)
+        lr = schedule.get_last_lr()[0]
         optimizer.zero_grad()
         loss = losses(model, sequences)[spec["normalize"]]
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(parameters.values(), CLIP)
         optimizer.step()
-        trace.append(dict(loss=loss.item(), grad_norm=norm.item(), lr=learning_rate(step, spec)))
+        schedule.step()
+        trace.append(dict(loss=loss.item(), grad_norm=norm.item(), lr=lr))
     return trace
 
 
@@ -132,6 +167,8 @@ def write(name, spec):
     (folder / "expected").mkdir(parents=True)
     model.save_pretrained(folder, **(dict(max_shard_size=spec["shard"]) if spec["shard"] else {}))
     (folder / "generation_config.json").unlink()
+    if spec["spelling"] == "old":
+        spell_as_released(folder / "config.json")
 
     with torch.no_grad():
         loss = {key: value.item() for key, value in losses(model, sequences).items()}
@@ -152,7 +189,7 @@ def write(name, spec):
         sequences=[dict(tokens=t.tolist(), supervised=m.tolist()) for t, m in sequences],
         loss=loss,
         grad_norm=norms,
-        training=dict(normalize=spec["normalize"], lr=spec["lr"], schedule="cosine", warmup_steps=spec["warmup"], steps=STEPS,
+        training=dict(normalize=spec["normalize"], lr=spec["lr"], schedule=spec["schedule"], warmup_steps=spec["warmup"], steps=STEPS,
                       betas=BETAS, eps=EPS, weight_decay=WEIGHT_DECAY, clip=CLIP, trace=trace),
         generations=generations,
     )
