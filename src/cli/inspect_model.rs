@@ -3,7 +3,7 @@
 use super::model::trained_system;
 use super::say;
 use super::terminal::visible;
-use crate::config::ModelConfig;
+use crate::config::{ModelConfig, resolve_model};
 use crate::error::{Error, Result};
 use crate::io::{Checkpoint, StoredDType};
 use crate::model::Layout;
@@ -16,7 +16,7 @@ use std::path::PathBuf;
 /// Example: limo-engine inspect model runs/tiny/model
 #[derive(clap::Args)]
 pub struct ModelArgs {
-    /// A folder with config.json and safetensors files
+    /// A folder with config.json and safetensors files, or a hub id in the local Hugging Face cache
     dir: PathBuf,
     /// Also read every value: a NaN or an infinity is an error
     #[arg(long)]
@@ -24,14 +24,15 @@ pub struct ModelArgs {
 }
 
 pub fn run(args: ModelArgs) -> Result<()> {
-    let config = ModelConfig::from_file(&args.dir.join("config.json"))?;
-    let checkpoint = Checkpoint::open(&args.dir)?;
+    let dir = resolve_model(&args.dir)?;
+    let config = ModelConfig::from_file(&dir.join("config.json"))?;
+    let checkpoint = Checkpoint::open(&dir)?;
     describe(&config, &checkpoint)?;
-    if let Some(system) = trained_system(&args.dir)? {
+    if let Some(system) = trained_system(&dir)? {
         say!("system prompt  {system:?}")?;
     }
     list_tensors(&checkpoint)?;
-    compare(&config, &checkpoint).map_err(|e| e.context(args.dir.display()))?;
+    compare(&config, &checkpoint).map_err(|e| e.context(dir.display()))?;
     if args.values {
         Layout::new(&config).tensors().try_for_each(|(name, _)| checkpoint.check_finite(name))?;
         say!("every value is finite")?;

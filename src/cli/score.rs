@@ -5,7 +5,7 @@ use super::launch::require_single_process;
 use super::memory::{available_memory, does_not_fit};
 use super::model::trained_system;
 use super::say;
-use crate::config::{FieldNames, ModelConfig};
+use crate::config::{FieldNames, ModelConfig, resolve_model};
 use crate::data::{Chat, Example, IGNORE, load_conversations, load_questions, pack};
 use crate::error::{Error, Result, write_error};
 use crate::io::{Checkpoint, write_atomic};
@@ -22,7 +22,7 @@ use std::path::{Path, PathBuf};
 /// Example: limo-engine score --model runs/tiny/model --input configs/tiny/heldout.jsonl --output scores.jsonl
 #[derive(clap::Args)]
 pub struct ScoreArgs {
-    /// Folder of a Hugging Face model
+    /// Folder of a Hugging Face model, a checkpoint of a run, or a hub id in the local Hugging Face cache
     #[arg(long, value_name = "DIR")]
     model: PathBuf,
     /// Rows to score, .jsonl or .json
@@ -83,12 +83,13 @@ fn refuse_to_replace_inputs(args: &ScoreArgs) -> Result<()> {
     Err(Error::usage(format!("--output {} would replace {replaced}", args.output.display())).help("give another --output"))
 }
 
-pub fn run(args: ScoreArgs) -> Result<()> {
+pub fn run(mut args: ScoreArgs) -> Result<()> {
     /// Rows that are packed together; the output is written in input order after each group.
     const GROUP: usize = 256;
     const MICRO_TOKENS: usize = 4096;
 
     require_single_process(None)?;
+    args.model = resolve_model(&args.model)?;
     refuse_to_replace_inputs(&args)?;
     let ops = args.device.ops(args.dtype)?;
     let config = ModelConfig::from_file(&args.model.join("config.json"))?;

@@ -8,6 +8,7 @@ mod model;
 mod reader;
 mod schema;
 
+pub use hub::resolve as resolve_model;
 pub use model::{ModelConfig, read_json};
 pub use schema::{
     Config, DataConfig, Every, FieldNames, GradientDtype, MasterWeights, MemoryConfig, ModelSource, Normalize, Offload,

@@ -33,6 +33,7 @@ impl<'a> BlockWeights<'a> {
     }
 }
 
+const HEAD: &str = "lm_head.weight";
 const REMAINDER: &str = "optimizer.remainder";
 
 /// Every weight in device memory all the time.
@@ -100,6 +101,15 @@ impl ResidentWeights {
 
     /// Loads a checkpoint, refusing tensors of another shape and values that are not finite.
     pub fn load_checkpoint(&mut self, ops: &dyn Ops, checkpoint: &Checkpoint) -> Result<()> {
+        if self.layout.tied && checkpoint.contains(HEAD) {
+            let all = |name| checkpoint.bytes(name, 0..checkpoint.info(name)?.1.first().copied().unwrap_or(1));
+            if all(HEAD)? != all("model.embed_tokens.weight")? {
+                return Err(Error::data(format!(
+                    "config.json ties the head to the embedding (tie_word_embeddings), but {HEAD} is another matrix"
+                ))
+                .help("set tie_word_embeddings to false if the model has a head of its own"));
+            }
+        }
         self.load(ops, |name, shape, out| {
             let (_, stored) = checkpoint.info(name)?;
             if stored != shape {

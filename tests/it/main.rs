@@ -12,6 +12,7 @@ mod golden;
 mod gpu;
 mod inspect_model;
 mod io;
+mod models;
 mod ops;
 mod optimizer;
 mod packing;
