@@ -1,6 +1,7 @@
 //! The command line: what the user typed, and which command it means. A file a command.
 
 mod bench;
+mod completions;
 mod device;
 pub mod doctor;
 mod inspect_checkpoint;
@@ -17,7 +18,7 @@ mod terminal;
 mod train;
 
 use crate::error::{Error, Kind, Result};
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use std::io::Write;
 use std::process::ExitCode;
 
@@ -42,6 +43,7 @@ enum Command {
     Bench(bench::BenchArgs),
     Selftest(selftest::SelftestArgs),
     Doctor(doctor::DoctorArgs),
+    Completions(completions::CompletionsArgs),
 }
 
 #[derive(Subcommand)]
@@ -82,6 +84,7 @@ fn dispatch(command: Command) -> Result<()> {
         Command::Bench(args) => bench::run(args),
         Command::Selftest(args) => selftest::run(args),
         Command::Doctor(args) => doctor::run(args),
+        Command::Completions(args) => completions::run(args, Cli::command()),
     }
 }
 

@@ -1,4 +1,4 @@
-//! Progress of a run: a bar on a terminal, a line a step elsewhere.
+//! Progress of a run: a bar on a terminal, a line a step where the output goes elsewhere.
 
 use super::say;
 use crate::error::Result;
@@ -10,22 +10,25 @@ use std::time::Duration;
 
 pub struct Progress {
     bar: Option<ProgressBar>,
-    /// Seconds in steps so far.
+    /// Steps of this process, and seconds in them.
+    steps: usize,
     spent: f64,
 }
 
 impl Progress {
     pub fn new(steps: Steps) -> Self {
-        let bar = std::io::stderr().is_terminal().then(|| {
+        let terminal = std::io::stderr().is_terminal() && std::io::stdout().is_terminal();
+        let bar = terminal.then(|| {
             let style = ProgressStyle::with_template("{bar:24} {msg}").unwrap_or_else(|_| ProgressStyle::default_bar());
             ProgressBar::new(steps.total as u64).with_style(style)
         });
-        Progress { bar, spent: 0.0 }
+        Progress { bar, steps: 0, spent: 0.0 }
     }
 
     pub fn step(&mut self, record: &StepRecord, steps: Steps) -> Result<()> {
+        self.steps += 1;
         self.spent += record.seconds;
-        let left = self.spent / record.step as f64 * (steps.total - record.step) as f64;
+        let left = self.spent / self.steps as f64 * (steps.total - record.step) as f64;
         let line = format!(
             "step {}/{} epoch {:.2} loss {:.4} norm {:.3} lr {:.2e} {:.0} tokens/s{} {} ETA {}",
             record.step,

@@ -1,5 +1,6 @@
-//! metrics.jsonl: one object a step, one an evaluation, each written through as it happens.
+//! metrics.jsonl: one object a step, one an evaluation, each written through as it happens; TensorBoard's file beside it has the same numbers.
 
+use super::tensorboard::Events;
 use crate::error::{Result, io_error, write_error};
 use crate::io::write_atomic;
 use serde::{Deserialize, Serialize};
@@ -57,6 +58,7 @@ pub struct EvalRecord {
 pub struct Metrics {
     path: PathBuf,
     file: File,
+    events: Events,
     /// The step of the newest evaluation.
     evaluated: Option<usize>,
 }
@@ -85,15 +87,18 @@ impl Metrics {
         }
         write_atomic(path, |out| out.write_all(kept.as_bytes()).map_err(|e| write_error(path, e)))?;
         let file = OpenOptions::new().append(true).open(path).map_err(|e| write_error(path, e))?;
-        Ok(Metrics { path: path.to_path_buf(), file, evaluated })
+        let events = Events::create(path.parent().unwrap_or(Path::new(".")), step + 1)?;
+        Ok(Metrics { path: path.to_path_buf(), file, events, evaluated })
     }
 
     pub fn step(&mut self, record: &StepRecord) -> Result<()> {
+        self.events.step(record)?;
         self.write(record)
     }
 
     pub fn evaluation(&mut self, record: &EvalRecord) -> Result<()> {
         self.evaluated = Some(record.step);
+        self.events.evaluation(record)?;
         self.write(record)
     }
 

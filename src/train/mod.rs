@@ -7,6 +7,7 @@ mod optimizer;
 mod run;
 mod run_folder;
 mod schedule;
+mod tensorboard;
 
 pub use checkpoint::{Checkpoint, Checkpoints, Manifest, bytes as checkpoint_bytes, digest};
 pub use engine::{Engine, Loss, Sizes, State};

@@ -1,6 +1,7 @@
 //! The folder of a run: whose it is, what it holds already, what may be written.
 
 use super::checkpoint::{Checkpoint, Checkpoints};
+use super::tensorboard;
 use crate::config::Config;
 use crate::error::{Error, Result, io_error, write_error};
 use crate::io::{remove_folder, write_atomic};
@@ -44,8 +45,6 @@ const MODEL: &str = "model";
 const CHECKPOINTS: &str = "checkpoints";
 /// All that a run writes.
 const OURS: [&str; 5] = [CONFIG, METRICS, GEMM, MODEL, CHECKPOINTS];
-/// The names of its TensorBoard files begin so.
-const EVENTS: &str = "events.out.tfevents.";
 /// What an interrupted write leaves behind.
 const LEFTOVERS: [&str; 5] = [".config.toml.tmp", ".metrics.jsonl.tmp", ".gemm.json.tmp", ".model.tmp", ".model.old"];
 /// Locked while a run writes to the folder; the file itself stays.
@@ -157,7 +156,9 @@ impl RunFolder {
         let path = self.path.display();
         let choose = "choose an empty or new folder";
         let names = self.names()?;
-        let ours = |name: &str| OURS.contains(&name) || LEFTOVERS.contains(&name) || name.starts_with(EVENTS) || name == LOCK;
+        let ours = |name: &str| {
+            OURS.contains(&name) || LEFTOVERS.contains(&name) || name.starts_with(tensorboard::PREFIX) || name == LOCK
+        };
         if let Some(foreign) = names.iter().find(|name| !ours(name)) {
             let what = format!("{path}: output.dir holds {foreign}, which no run of limo-engine wrote");
             return Err(Error::usage(what).help(choose));

@@ -14,6 +14,7 @@ const COMMANDS: &[&[&str]] = &[
     &["bench"],
     &["selftest"],
     &["doctor"],
+    &["completions"],
 ];
 
 #[test]
@@ -31,6 +32,23 @@ fn every_command_is_in_the_readme() {
     for command in COMMANDS.iter().filter(|command| !command.is_empty() && **command != ["inspect"]) {
         let named = format!("limo-engine {}", command.join(" "));
         assert!(readme.contains(&named), "README.md does not mention `{named}`");
+    }
+}
+
+#[test]
+fn completions_are_scripts_that_know_every_command() {
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let script = succeed(limo_engine(&["completions", shell]));
+        for word in ["train", "inspect", "checkpoint", "doctor", "--resume", "--dry-run"] {
+            let word = if shell == "fish" { word.trim_start_matches('-') } else { word };
+            assert!(script.contains(word), "{shell}: {word}");
+        }
+        if shell == "bash" {
+            let file = tempfile::NamedTempFile::new().unwrap();
+            std::fs::write(file.path(), script).unwrap();
+            let checked = std::process::Command::new("bash").arg("-n").arg(file.path()).status();
+            assert!(checked.is_err() || checked.is_ok_and(|status| status.success()));
+        }
     }
 }
 
