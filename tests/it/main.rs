@@ -16,6 +16,7 @@ mod models;
 mod ops;
 mod optimizer;
 mod packing;
+mod recipes;
 mod resume;
 mod tiny_task;
 mod training;
