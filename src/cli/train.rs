@@ -7,7 +7,7 @@ use super::progress::{Progress, clock};
 use super::say;
 use super::signals::Signals;
 use super::terminal::visible;
-use crate::config::{Config, Every, ModelConfig, OutputDtype, Recompute, read_json};
+use crate::config::{Config, Every, MasterWeights, ModelConfig, OptimizerConfig, OutputDtype, Recompute, read_json};
 use crate::data::{Chat, Dataset, Message, Prompt, load, read_prompts, require_fit};
 use crate::error::{Error, Result};
 use crate::grading::boxed_answer;
@@ -59,6 +59,13 @@ pub fn run(args: TrainArgs) -> Result<()> {
     require_single_process(args.ranks)?;
     let config = Config::load(&args.config, &args.set)?;
     let ops = args.device.ops(args.dtype)?;
+    if config.optimizer.master == MasterWeights::Stochastic && ops.dtype() == DType::F32 {
+        return Err(Error::usage(format!(
+            "optimizer.master = \"stochastic\": weights are f32 on {}, there is nothing to round",
+            ops.device()
+        ))
+        .help("leave the key out, or pass --dtype bf16"));
+    }
     let (mut folder, start) = RunFolder::open(&config, ops.dtype(), &resume, args.overwrite)?;
     describe_start(&start, &folder)?;
     if matches!(start, Start::Finished) && !args.dry_run {
@@ -211,7 +218,8 @@ fn plan(
     let positions = longest.max(samples.map_or(0, Samples::capacity));
     let micro_tokens = if config.train.packing { config.train.micro_tokens.min(most_packed(config, data)) } else { longest };
     let planned = |keep, micro_tokens| -> Result<Plan> {
-        let sizes = Sizes { micro_tokens, positions, keep };
+        let OptimizerConfig { state, master, .. } = config.optimizer;
+        let sizes = Sizes { micro_tokens, positions, keep, state, master };
         let mut ledger = Engine::plan(ops, architecture, sizes)?;
         if let Some(samples) = samples {
             ledger.entries.extend(samples.plan(ops, architecture)?.entries);

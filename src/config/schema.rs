@@ -317,8 +317,8 @@ fn read_optimizer(s: &mut Section) -> OptimizerConfig {
         eps: s.float("eps", 1e-8, f64::MIN_POSITIVE..=1.0),
         weight_decay: s.float("weight_decay", 0.0, 0.0..=f64::MAX),
         clip: s.float("clip", 1.0, 0.0..=f64::MAX),
-        state: s.implemented("state", StateDtype::Fp32, &[StateDtype::Fp32]),
-        master: s.implemented("master", MasterWeights::Exact, &[MasterWeights::Exact]),
+        state: s.choice("state", StateDtype::Fp32),
+        master: s.choice("master", MasterWeights::Exact),
         gradients: s.implemented("gradients", GradientDtype::Fp32, &[GradientDtype::Fp32]),
     };
     if optimizer.warmup_steps > 0 && optimizer.warmup_ratio > 0.0 {

@@ -5,11 +5,11 @@
 //! so every tensor of a checkpoint is a run of rows of a fused parameter.
 
 use crate::config::ModelConfig;
-use crate::ops::HeadLayout;
+use crate::ops::{HeadLayout, Moment};
 use std::fmt;
 
-/// Elements that every parameter's offset is a multiple of: 256 bytes of f32, 128 of bf16.
-const ALIGNMENT: usize = 64;
+/// Elements that every parameter's offset is a multiple of. Blocks of moments that share a scale then begin where parameters do.
+const ALIGNMENT: usize = Moment::BLOCK;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Block {

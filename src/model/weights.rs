@@ -52,10 +52,10 @@ impl ResidentWeights {
         Ok(ResidentWeights { layout, blocks, remainders: None })
     }
 
-    /// Weights that are trained: to the precision of f32, however few bits the products read.
-    pub fn trained(arena: &mut Arena, layout: Arc<Layout>, dtype: DType) -> Result<Self> {
+    /// Weights that are trained; with `exact`, to the precision of f32, however few bits the products read.
+    pub fn trained(arena: &mut Arena, layout: Arc<Layout>, dtype: DType, exact: bool) -> Result<Self> {
         let mut weights = Self::new(arena, layout, dtype)?;
-        if dtype == DType::Bf16 {
+        if exact && dtype == DType::Bf16 {
             weights.remainders = Some(flat(arena, &weights.layout, REMAINDER, DType::U16)?);
         }
         Ok(weights)

@@ -1,7 +1,7 @@
 //! Everything that one optimizer step needs, reserved at once: weights, gradients, moments, activations.
 
 use super::optimizer::{Optimizer, clip_factor};
-use crate::config::{ModelConfig, Normalize, OptimizerConfig};
+use crate::config::{MasterWeights, ModelConfig, Normalize, OptimizerConfig, StateDtype};
 use crate::data::{IGNORE, MicroBatch};
 use crate::error::Result;
 use crate::io::TensorSpec;
@@ -28,7 +28,7 @@ pub struct State {
 /// Asked in every loop that may take long: an error ends it.
 pub type Stop<'a> = &'a dyn Fn() -> Result<()>;
 
-/// What the buffers are sized for.
+/// What the buffers are sized for, and the types that may be chosen.
 #[derive(Debug, Clone, Copy)]
 pub struct Sizes {
     /// The most tokens of a micro-batch.
@@ -36,6 +36,15 @@ pub struct Sizes {
     /// Positions of the longest sequence.
     pub positions: usize,
     pub keep: Keep,
+    pub state: StateDtype,
+    pub master: MasterWeights,
+}
+
+impl Sizes {
+    /// With moments in f32 and exact masters.
+    pub fn new(micro_tokens: usize, positions: usize, keep: Keep) -> Sizes {
+        Sizes { micro_tokens, positions, keep, state: StateDtype::Fp32, master: MasterWeights::Exact }
+    }
 }
 
 /// The loss of one optimizer step or evaluation, before any update.
@@ -54,9 +63,9 @@ impl State {
         let layout = model.layout.clone();
         Ok(State {
             model,
-            weights: ResidentWeights::trained(arena, layout.clone(), storage)?,
+            weights: ResidentWeights::trained(arena, layout.clone(), storage, sizes.master == MasterWeights::Exact)?,
             gradients: AccumulatedGradients::new(arena, layout.clone())?,
-            optimizer: Optimizer::new(arena, layout)?,
+            optimizer: Optimizer::new(arena, layout, sizes.state)?,
             activations: Activations::new(arena, config, storage, sizes.micro_tokens.next_multiple_of(multiple), sizes.keep)?,
         })
     }
@@ -149,11 +158,11 @@ impl Engine {
         self.state.optimizer.gradient_norm(self.ops.as_ref(), &self.state.gradients)
     }
 
-    /// Applies the accumulated gradients, whose norm is `norm`.
-    pub fn update(&mut self, settings: &OptimizerConfig, lr: f64, norm: f64) -> Result<()> {
+    /// Applies the accumulated gradients, whose norm is `norm`. `seed` is that of stochastic rounding.
+    pub fn update(&mut self, settings: &OptimizerConfig, lr: f64, norm: f64, seed: u64) -> Result<()> {
         let State { weights, gradients, optimizer, .. } = &mut self.state;
         let _range = self.ops.range("optimizer");
-        optimizer.update(self.ops.as_ref(), weights, gradients, settings, lr, clip_factor(norm, settings.clip))
+        optimizer.update(self.ops.as_ref(), weights, gradients, settings, lr, clip_factor(norm, settings.clip), seed)
     }
 }
 

@@ -165,7 +165,7 @@ impl<'a> Run<'a> {
         let norm = engine.gradient_norm()?;
         let skipped = !(loss.value.is_finite() && norm.is_finite());
         if !skipped {
-            engine.update(optimizer, lr, norm)?;
+            engine.update(optimizer, lr, norm, train.seed)?;
         } else {
             let error = not_finite(step, loss.value, norm, &rows);
             if !train.skip_nonfinite {

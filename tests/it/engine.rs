@@ -17,7 +17,7 @@ use serde_json::Value;
 use std::path::Path;
 
 /// Whether this binary has the emulator; prints a skip where no C++ compiler was there to build it.
-fn emulated() -> bool {
+pub fn emulated() -> bool {
     Emulator::plain(0).inspect_err(|error| println!("skipped 1: {error}")).is_ok()
 }
 
@@ -29,12 +29,12 @@ pub const MODEL: &str = r#"{
     "tie_word_embeddings": true, "eos_token_id": 450, "pad_token_id": 448}"#;
 
 /// What a run left behind.
-struct Run {
-    losses: Vec<f32>,
-    norms: Vec<f32>,
+pub struct Run {
+    pub losses: Vec<f32>,
+    pub norms: Vec<f32>,
     /// Every weight, in the order of their names.
-    weights: Vec<f32>,
-    output: String,
+    pub weights: Vec<f32>,
+    pub output: String,
 }
 
 fn first_rows(from: &str, count: usize, to: &Path) {
@@ -42,8 +42,8 @@ fn first_rows(from: &str, count: usize, to: &Path) {
     std::fs::write(to, text.lines().take(count).collect::<Vec<_>>().join("\n")).unwrap();
 }
 
-/// Ten steps of two rows of at most 64 tokens each through the command line.
-fn train(folder: &Path, name: &str, device: &[&str]) -> Run {
+/// Ten steps of two rows of at most 64 tokens each through the command line, with these flags more.
+pub fn train(folder: &Path, name: &str, more: &[&str]) -> Run {
     let config = folder.join("config.toml");
     std::fs::write(folder.join("model.json"), MODEL).unwrap();
     first_rows("configs/tiny/train.jsonl", 20, &folder.join("train.jsonl"));
@@ -59,7 +59,7 @@ fn train(folder: &Path, name: &str, device: &[&str]) -> Run {
     std::fs::write(&config, text).unwrap();
     let dir = folder.join(name);
     let output_dir = format!("output.dir={}", dir.display());
-    let output = succeed(limo_engine(&[&["train", config.to_str().unwrap(), "-s", &output_dir], device].concat()));
+    let output = succeed(limo_engine(&[&["train", config.to_str().unwrap(), "-s", &output_dir], more].concat()));
 
     let metrics = std::fs::read_to_string(dir.join("metrics.jsonl")).unwrap();
     let steps: Vec<Value> = metrics.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
@@ -74,13 +74,13 @@ fn train(folder: &Path, name: &str, device: &[&str]) -> Run {
 }
 
 /// ‖values − reference‖ / ‖reference‖
-fn error(values: &[f32], reference: &[f32]) -> f64 {
+pub fn error(values: &[f32], reference: &[f32]) -> f64 {
     distance(values, &reference.iter().map(|&v| v.into()).collect::<Vec<f64>>()).relative_l2
 }
 
 /// The budget: the kernels may differ from the CPU backend of the same storage, whose sums have another order, twice as much as that
 /// differs from f32, and by half a bf16 rounding: ten losses are too few to know their own error.
-fn require_budget(what: &str, kernels: &[f32], cpu: &[f32], exact: &[f32]) {
+pub fn require_budget(what: &str, kernels: &[f32], cpu: &[f32], exact: &[f32]) {
     let (ours, storage) = (error(kernels, cpu), error(cpu, exact));
     println!("{what}: emulator to bf16 {ours:.2e}, bf16 to f32 {storage:.2e}");
     let budget = 2.0 * storage + 1.0 / 1024.0;
@@ -145,7 +145,7 @@ fn batches() -> Vec<MicroBatch> {
 fn engine(ops: impl Ops + 'static, keep: Keep) -> (Engine, Loss) {
     let Value::Object(json) = serde_json::from_str(MODEL).unwrap() else { panic!() };
     let config = ModelConfig::from_json(&json, Path::new("config.json")).unwrap();
-    let mut engine = Engine::new(Box::new(ops), &config, Sizes { micro_tokens: 80, positions: 65, keep }).unwrap();
+    let mut engine = Engine::new(Box::new(ops), &config, Sizes::new(80, 65, keep)).unwrap();
     // Biases and norms that are all alike would hide what reads the wrong one, or none.
     let mut random = Random::new(7);
     let draw = |name: &str, shape: &[usize], out: &mut [f32]| {
@@ -192,7 +192,7 @@ fn two_steps(seed: u64, keep: Keep) -> (Vec<f64>, Vec<f32>) {
     let settings = Config::parse("", "model.path='m'\ndata.train=['d']\noutput.dir='o'", &[]).unwrap().optimizer;
     let update = |engine: &mut Engine| {
         let norm = engine.gradient_norm().unwrap();
-        engine.update(&settings, 1e-3, norm).unwrap();
+        engine.update(&settings, 1e-3, norm, 0).unwrap();
         norm
     };
     let first_norm = update(&mut engine);

@@ -56,7 +56,7 @@ impl Golden {
     }
 
     fn engine(&self, keep: Keep) -> Engine {
-        let mut engine = Engine::new(Box::new(Cpu), &self.config, Sizes { micro_tokens: 64, positions: 64, keep }).unwrap();
+        let mut engine = Engine::new(Box::new(Cpu), &self.config, Sizes::new(64, 64, keep)).unwrap();
         self.load_weights(&Cpu, &mut engine.state.weights);
         engine
     }
@@ -215,7 +215,7 @@ fn parameters_after_eight_adamw_steps() {
                 "{what}: learning rate {lr}, not {}",
                 expected["lr"]
             );
-            engine.update(&settings, lr, norm).unwrap();
+            engine.update(&settings, lr, norm, 0).unwrap();
         }
         for name in golden.checkpoint.names() {
             let (before, after) = (whole(&golden.checkpoint, name), golden.tensor(&format!("after.{name}")));

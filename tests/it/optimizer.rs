@@ -1,9 +1,15 @@
 //! AdamW with narrow storage against AdamW in f32.
 
+use crate::command::limo_engine;
+use crate::engine::{Run, emulated, error, require_budget, train};
 use crate::ops::{relative_error, values, zeros};
-use limo_engine::ops::cpu::Cpu;
+use limo_engine::config::{Config, MasterWeights, ModelConfig};
+use limo_engine::model::Keep;
+use limo_engine::ops::cpu::{Cpu, CpuBf16};
 use limo_engine::ops::{AdamW, Master, Moment, Ops};
 use limo_engine::tensor::{DType, Tensor};
+use limo_engine::train::{Engine, Sizes};
+use std::path::Path;
 
 /// Two trainings on the same gradients: after 2000 steps the paths of 8-bit and f32 moments have to agree far better than two seeds of a
 /// training would. `spread` is the deviation of the logarithm of the gradients' sizes within a block.
@@ -101,4 +107,104 @@ fn a_master_comes_back_from_its_halves() {
         let (param, remainder) = Master::split(f32::from_bits(nan));
         assert!(param.is_nan() && Master::join(param, remainder).is_nan(), "{nan:x}");
     }
+}
+
+const BF16: [&str; 4] = ["--device", "cpu", "--dtype", "bf16"];
+
+fn with(mode: &[&'static str]) -> Vec<&'static str> {
+    BF16.into_iter().chain(mode.iter().flat_map(|&setting| ["-s", setting])).collect()
+}
+
+/// Bytes of a group of the ledger, as the run prints them.
+fn ledger(run: &Run, group: &str) -> f64 {
+    let line = run.output.lines().find(|line| line.trim_start().starts_with(group)).unwrap();
+    let words: Vec<&str> = line.split_whitespace().collect();
+    let unit = match words[2] {
+        "KiB" => 1024.0,
+        "MiB" => 1024.0 * 1024.0,
+        other => panic!("{other}: {line}"),
+    };
+    words[1].parse::<f64>().unwrap() * unit
+}
+
+/// Ten steps in each mode against those with f32 moments and exact masters: the distance of the weights, as a share of the way that they went.
+#[test]
+fn narrow_states_and_stochastic_masters_train_alike() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = |name: &str, mode: &[&'static str]| train(folder.path(), name, &with(mode));
+    let plain = run("plain", &[]);
+    let start = run("start", &["train.max_steps=1", "optimizer.lr=0", "optimizer.weight_decay=0"]);
+    let way = error(&start.weights, &plain.weights);
+    for (name, mode, limit, saved) in [
+        ("bf16", &["optimizer.state=bf16"][..], 0.03, 4.0),
+        ("int8", &["optimizer.state=int8"], 0.1, 5.8),
+        ("stochastic", &["optimizer.master=stochastic"], 0.2, 2.0),
+        ("both", &["optimizer.state=int8", "optimizer.master=stochastic"], 0.3, 7.0),
+    ] {
+        let narrow = run(name, mode);
+        let off = error(&narrow.weights, &plain.weights) / way;
+        let parameters = plain.weights.len() as f64;
+        let less = (ledger(&plain, "optimizer") - ledger(&narrow, "optimizer")) / parameters;
+        println!(
+            "{name}: off by {off:.3} of the way, {less:.2} bytes a parameter less, last losses {} and {}",
+            narrow.losses[9], plain.losses[9]
+        );
+        assert!(off > 1e-4 && off <= limit, "{name}: {off}");
+        assert!(less >= 0.9 * saved, "{name}: {less}");
+        assert!((narrow.losses[9] / plain.losses[9] - 1.0).abs() < 0.02, "{name}");
+        assert!(run("again", &[mode, &["output.dtype=float32"]].concat()).weights == narrow.weights, "{name}: a second run");
+        std::fs::remove_dir_all(folder.path().join("again")).unwrap();
+    }
+}
+
+#[test]
+fn narrow_modes_in_the_emulator_follow_the_cpu() {
+    if !emulated() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let mode = ["optimizer.state=int8", "optimizer.master=stochastic", "train.max_steps=5"];
+    let flags: Vec<&str> = mode.iter().flat_map(|setting| ["-s", setting]).collect();
+    let exact = train(folder.path(), "f32", &["--device", "cpu", "-s", "train.max_steps=5"]);
+    let cpu = train(folder.path(), "cpu", &with(&mode));
+    let kernels = train(folder.path(), "emulator", &[&["--device", "emulator"][..], &flags].concat());
+    require_budget("losses", &kernels.losses, &cpu.losses, &exact.losses);
+    require_budget("weights", &kernels.weights, &cpu.weights, &exact.weights);
+}
+
+/// Weights of 1 that decay by a tenth of the distance to the next bf16: which of them round down is drawn.
+#[test]
+fn every_element_draws_for_itself_and_by_the_seed() {
+    let config = ModelConfig::from_file(Path::new("configs/tiny/config.json")).unwrap();
+    let decayed = |seed: u64| {
+        let sizes = Sizes { master: MasterWeights::Stochastic, ..Sizes::new(8, 8, Keep::Stream) };
+        let mut engine = Engine::new(Box::new(CpuBf16), &config, sizes).unwrap();
+        let ones = |_: &str, _: &[usize], out: &mut [f32]| {
+            out.fill(1.0);
+            Ok(())
+        };
+        engine.state.weights.load(&CpuBf16, ones).unwrap();
+        let text = "model.path='m'\ndata.train=['d']\noutput.dir='o'\noptimizer.weight_decay=1.0";
+        let settings = Config::parse("", text, &[]).unwrap().optimizer;
+        engine.update(&settings, 0.1 / 256.0, 0.0, seed).unwrap();
+        ["model.layers.0.mlp.up_proj.weight", "model.layers.1.mlp.up_proj.weight", "model.layers.1.mlp.gate_proj.weight"].map(
+            |name| {
+                let mut values = vec![0.0; config.intermediate_size * config.hidden_size];
+                engine.state.weights.read(&CpuBf16, name, 0..config.intermediate_size, &mut values).unwrap();
+                values
+            },
+        )
+    };
+    let [a, b, c] = decayed(1);
+    let down = a.iter().filter(|&&w| w < 1.0).count() as f64 / a.len() as f64;
+    assert!((down - 0.1).abs() < 0.01, "{down} round down");
+    assert!(a != b && b != c && a != c, "layers and matrices draw alike");
+    assert!(decayed(1)[0] == a && decayed(2)[0] != a);
+}
+
+#[test]
+fn f32_weights_are_not_rounded_stochastically() {
+    let refused = ["train", "configs/tiny.toml", "--device", "cpu", "-s", "optimizer.master=stochastic"];
+    let (code, _, error) = limo_engine(&refused);
+    assert!(code == 2 && error.contains("optimizer.master") && error.contains("--dtype bf16"), "{code}: {error}");
 }

@@ -1,6 +1,6 @@
 //! Runs that are stopped and go on: the same bits as a run that never stopped.
 
-use limo_engine::config::{Config, ModelConfig};
+use limo_engine::config::{Config, ModelConfig, OptimizerConfig};
 use limo_engine::data::{Chat, Dataset, load};
 use limo_engine::error::{Error, Kind, Result};
 use limo_engine::io::Companions;
@@ -32,8 +32,10 @@ pub fn config(folder: &Path, more: &str) -> String {
         model = {{ config = "{at}/config.json", tokenizer = "configs/tiny" }}
         data = {{ train = ["{at}/rows.jsonl"], eval = ["{at}/eval.jsonl"], max_tokens = 96 }}
         train = {{ epochs = 3, batch = 3, micro_tokens = 96, eval_every = 2, save_every = "epoch", normalize = "sequences" }}
-        optimizer = {{ lr = 1e-2, warmup_steps = 2, weight_decay = 0.1 }}
         output = {{ dir = "{at}/run" }}
+        optimizer.lr = 1e-2
+        optimizer.warmup_steps = 2
+        optimizer.weight_decay = 0.1
         {more}"#
     )
 }
@@ -130,7 +132,8 @@ impl Setup {
     fn run(&self, at: StopAt) -> Result<()> {
         let ops: Box<dyn Ops> = if self.dtype == DType::F32 { Box::new(Cpu) } else { Box::new(CpuBf16) };
         let (mut folder, start) = RunFolder::open(&self.config, self.dtype, &Resume::Auto, false)?;
-        let sizes = Sizes { micro_tokens: 256, positions: 256, keep: Keep::All };
+        let OptimizerConfig { state, master, .. } = self.config.optimizer;
+        let sizes = Sizes { state, master, ..Sizes::new(256, 256, Keep::All) };
         let mut engine = Engine::new(ops, &self.model, sizes)?;
         let checkpoint = match &start {
             Start::Fresh { invalid } => {
@@ -235,6 +238,20 @@ fn a_run_stopped_anywhere_ends_with_the_same_bits() {
             setup.run(StopAt::Never).unwrap();
             assert!(result(setup.folder()) == expected, "{dtype}, stopped at {stop:?}");
         }
+    }
+}
+
+#[test]
+fn narrow_moments_and_rounded_weights_come_back_too() {
+    let more = "optimizer.state = \"int8\"\noptimizer.master = \"stochastic\"";
+    let expected = reference(DType::Bf16, more);
+    assert!(expected != reference(DType::Bf16, ""));
+    for stop in [StopAt::Step(1), StopAt::Step(6), StopAt::MicroBatch(12)] {
+        let folder = tempfile::tempdir().unwrap();
+        let setup = Setup::new(folder.path(), DType::Bf16, more);
+        setup.run(stop).unwrap_err();
+        setup.run(StopAt::Never).unwrap();
+        assert!(result(setup.folder()) == expected, "stopped at {stop:?}");
     }
 }
 

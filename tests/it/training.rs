@@ -156,7 +156,7 @@ fn examples() -> Vec<Example> {
 fn step(ops: impl Ops + 'static, keep: Keep, multiple: usize) -> (Loss, Vec<f32>) {
     let examples = examples();
     let rows: Vec<&Example> = examples.iter().collect();
-    let sizes = Sizes { micro_tokens: 48usize.next_multiple_of(multiple), positions: multiple.max(31), keep };
+    let sizes = Sizes::new(48usize.next_multiple_of(multiple), multiple.max(31), keep);
     let mut engine = Engine::new(Box::new(ops), &small_model(), sizes).unwrap();
     engine.state.weights.initialise(engine.ops.as_ref(), 7, 0.1).unwrap();
     let batches: Vec<_> = pack(&rows, 48, true).unwrap().iter().map(|batch| batch.padded(multiple)).collect();
@@ -214,8 +214,7 @@ fn threads_change_no_bits() {
 fn a_changed_neighbour_changes_nothing() {
     let losses = |examples: &[Example]| {
         let rows: Vec<&Example> = examples.iter().collect();
-        let mut engine =
-            Engine::new(Box::new(Cpu), &small_model(), Sizes { micro_tokens: 96, positions: 31, keep: Keep::All }).unwrap();
+        let mut engine = Engine::new(Box::new(Cpu), &small_model(), Sizes::new(96, 31, Keep::All)).unwrap();
         engine.state.weights.initialise(&Cpu, 7, 0.1).unwrap();
         let batch = &pack(&rows, 96, true).unwrap()[0];
         let bounds = batch.cu_seqlens.clone();
@@ -244,7 +243,7 @@ fn a_changed_neighbour_changes_no_gradient() {
         let rows: Vec<&Example> = examples.iter().collect();
         let batches = pack(&rows, 96, true).unwrap();
         assert_eq!(batches.len(), 1, "all rows are packed together");
-        let sizes = Sizes { micro_tokens: 96, positions: 31, keep: Keep::All };
+        let sizes = Sizes::new(96, 31, Keep::All);
         let mut engine = Engine::new(Box::new(Cpu), &small_model(), sizes).unwrap();
         engine.state.weights.initialise(&Cpu, 7, 0.1).unwrap();
         engine.accumulate(&batches, rows.len(), Normalize::Tokens, &|| Ok(())).unwrap();
@@ -265,7 +264,7 @@ fn a_changed_neighbour_changes_no_gradient() {
 
 #[test]
 fn the_plan_is_what_is_reserved() {
-    let sizes = Sizes { micro_tokens: 48, positions: 31, keep: Keep::Stream };
+    let sizes = Sizes::new(48, 31, Keep::Stream);
     let engine = Engine::new(Box::new(Cpu), &small_model(), sizes).unwrap();
     assert_eq!(Engine::plan(&Cpu, &small_model(), sizes).unwrap(), engine.ledger);
 }
