@@ -7,6 +7,8 @@ mod chat;
 mod dataset;
 mod order;
 mod pack;
+#[cfg(feature = "parquet")]
+mod parquet;
 mod rows;
 mod template;
 mod tokenizer;

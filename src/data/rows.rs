@@ -1,6 +1,6 @@
 //! Rows of training data and prompts, in the formats people have them in.
 //!
-//! A file is JSON lines, or one JSON array of rows. A row holds its prompt as `messages` (role, content), `conversations` (from, value),
+//! A file is JSON lines, one JSON array of rows, or parquet (with that feature). A row holds its prompt as `messages` (role, content), `conversations` (from, value),
 //! `instruction` with an optional `input`, `prompt`, `question` or `problem`; its response, unless the messages end with one, as
 //! `response`, `completion`, `solution` or `output`. The first of each list that the row has counts.
 
@@ -9,6 +9,7 @@ use crate::error::{Error, Result, io_error};
 use serde::Serialize;
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
+use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -71,13 +72,15 @@ pub fn read_prompts(path: &Path, fields: &FieldNames, system: Option<&str>) -> R
 
 /// Reads every row of `path`, with its response if `responses`. Errors: data errors that name file, line and field.
 pub(super) fn read_rows(path: &Path, fields: &FieldNames, system: Option<&str>, responses: bool) -> Result<Vec<Row>> {
-    let bytes = std::fs::read(path).map_err(|error| io_error(path, error))?;
+    let bytes = read_file(path)?;
     let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&bytes);
     let name = path.display();
     let objects = match bytes.iter().find(|byte| !byte.is_ascii_whitespace()) {
-        None => return Err(Error::data(format!("{name}: the file is empty"))),
+        None => return Err(Error::data(format!("{name}: the file is empty")).help(FILES)),
         Some(b'[') => objects_of_array(bytes),
-        Some(_) => objects_of_lines(bytes),
+        Some(_) if bytes.starts_with(b"PAR1") => objects_of_parquet(path)?,
+        Some(_) => objects_of_lines(bytes)
+            .map_err(|fault| if bytes.contains(&b'\n') { one_object(bytes).unwrap_or(fault) } else { fault }),
     };
     let row = |(line, object): Object| {
         let read = || {
@@ -88,13 +91,63 @@ pub(super) fn read_rows(path: &Path, fields: &FieldNames, system: Option<&str>, 
         read().map_err(|message| (line, message))
     };
     let rows: Result<Vec<Row>, Fault> = objects.and_then(|objects| objects.into_iter().map(row).collect());
-    rows.map_err(|(line, message)| Error::data(format!("{name}:{line}: {message}")))
+    rows.map_err(|(line, message)| Error::data(format!("{name}:{line}: {message}")).help(ROWS))
 }
 
-/// A row and the line it starts on.
-type Object = (usize, Map<String, Value>);
+const FILES: &str = "rows are JSON lines or one JSON list, uncompressed; docs/config.md has the formats";
+const ROWS: &str = "docs/config.md, \"Rows\", has the formats; data.fields names the columns of others";
+
+/// The bytes of a file or a pipe.
+fn read_file(path: &Path) -> Result<Vec<u8>> {
+    let name = path.display();
+    let kind = std::fs::metadata(path)
+        .map_err(|error| io_error(path, error).help("data is read from local files, nothing is downloaded"))?
+        .file_type();
+    if kind.is_dir() {
+        return Err(Error::data(format!("{name} is a folder"))
+            .help("name its files, as in data.train = [\"DIR/a.jsonl\", \"DIR/b.jsonl\"]"));
+    }
+    if kind.is_char_device() || kind.is_block_device() {
+        return Err(Error::data(format!("{name} is a device")).help(FILES));
+    }
+    let bytes = std::fs::read(path).map_err(|error| io_error(path, error))?;
+    for (magic, packer) in [
+        (&b"\x1f\x8b"[..], "gzip"),
+        (b"\x28\xb5\x2f\xfd", "zstd"),
+        (b"PK\x03\x04", "zip"),
+        (b"BZh", "bzip2"),
+        (b"\xfd7zXZ", "xz"),
+    ] {
+        if bytes.starts_with(magic) {
+            return Err(Error::data(format!("{name} is packed ({packer})")).help(FILES));
+        }
+    }
+    Ok(bytes)
+}
+
+/// What is wrong with a file that is a single JSON object over several lines.
+fn one_object(bytes: &[u8]) -> Option<Fault> {
+    let object: Map<String, Value> = serde_json::from_slice(bytes).ok()?;
+    let list = object.iter().find(|(_, value)| value.is_array()).map(|(key, _)| key);
+    let rows = list.map_or("a row a line".into(), |key| format!("the list in its field `{key}`, or a row a line"));
+    Some((1, format!("the file is one JSON object, not rows: make it {rows}")))
+}
+
+#[cfg(feature = "parquet")]
+fn objects_of_parquet(path: &Path) -> Result<Result<Vec<Object>, Fault>> {
+    Ok(super::parquet::objects(path))
+}
+
+#[cfg(not(feature = "parquet"))]
+fn objects_of_parquet(path: &Path) -> Result<Result<Vec<Object>, Fault>> {
+    Err(Error::data(format!("{} is a parquet file, which this build does not read", path.display()))
+        .help("build with `cargo build --release --features parquet`, or convert it to JSON lines"))
+}
+
+/// A row and the line it starts on; in parquet files its number from 1.
+pub(super) type Object = (usize, Map<String, Value>);
 /// A line number and what is wrong there.
-type Fault = (usize, String);
+pub(super) type Fault = (usize, String);
 
 fn objects_of_lines(bytes: &[u8]) -> Result<Vec<Object>, Fault> {
     let lines = bytes.split(|&byte| byte == b'\n').enumerate().filter(|(_, line)| !line.trim_ascii().is_empty());
@@ -170,21 +223,46 @@ fn conversation(
 fn prompt(row: &Map<String, Value>, fields: &FieldNames) -> Result<Vec<Message>, String> {
     let (name, value) = first_present(row, fields.prompt.as_deref(), &PROMPTS).ok_or_else(|| match &fields.prompt {
         Some(name) => format!("field `{name}` (data.fields.prompt) is missing"),
+        None if present(row, "text").is_some() => {
+            "field `text` is raw text: without a prompt there is no telling what to train on".to_string()
+        }
         None => format!("no prompt: none of the fields {} is there", listed(&PROMPTS)),
     })?;
     let mut turns = turns(name, value, Role::User)?;
-    if name == "instruction"
-        && let Some(input) = text(row, "input")?.filter(|input| !input.is_empty())
-        && let Some(turn) = turns.last_mut()
-    {
-        turn.content = format!("{}\n{input}", turn.content);
+    if name == "instruction" {
+        if let Some(input) = text(row, "input")?.filter(|input| !input.is_empty())
+            && let Some(turn) = turns.last_mut()
+        {
+            turn.content = format!("{}\n{input}", turn.content);
+        }
+        turns.splice(0..0, history(row)?);
     }
     Ok(turns)
+}
+
+/// Alpaca's earlier turns: pairs of instruction and answer.
+fn history(row: &Map<String, Value>) -> Result<Vec<Message>, String> {
+    let pair = |(index, pair): (usize, &Value)| match pair.as_array().map(Vec::as_slice) {
+        Some([Value::String(instruction), Value::String(answer)]) => {
+            Ok([Message::new(Role::User, instruction), Message::new(Role::Assistant, answer)])
+        }
+        _ => Err(format!("field `history[{index}]`: must be a list of two strings, an instruction and its answer")),
+    };
+    match present(row, "history") {
+        None => Ok(Vec::new()),
+        Some(Value::Array(pairs)) => {
+            Ok(pairs.iter().enumerate().map(pair).collect::<Result<Vec<_>, _>>()?.into_iter().flatten().collect())
+        }
+        Some(other) => Err(format!("field `history`: must be a list of pairs, not {}", kind(other))),
+    }
 }
 
 fn response(row: &Map<String, Value>, fields: &FieldNames) -> Result<Vec<Message>, String> {
     let (name, value) = first_present(row, fields.response.as_deref(), &RESPONSES).ok_or_else(|| match &fields.response {
         Some(name) => format!("field `{name}` (data.fields.response) is missing"),
+        None if present(row, "chosen").is_some() => {
+            "`chosen` and `rejected` are preferences, which are not trained on; data.fields.response = \"chosen\" takes those answers".to_string()
+        }
         None => {
             format!("no response: the messages do not end with one, and none of the fields {} is there", listed(&RESPONSES))
         }
@@ -219,13 +297,28 @@ fn message(turn: &Value) -> Result<Message, String> {
         "system" => Role::System,
         "user" | "human" => Role::User,
         "assistant" | "gpt" => Role::Assistant,
+        other @ ("tool" | "function" | "function_call" | "observation" | "ipython") => {
+            return Err(format!("role \"{other}\": conversations with tools are not supported"));
+        }
         other => return Err(format!("role \"{other}\" is none of system, user and assistant")),
     };
     if present(turn, "tool_calls").is_some_and(|calls| calls.as_array().is_none_or(|calls| !calls.is_empty())) {
         return Err("field `tool_calls`: tool calls are not supported".to_string());
     }
-    let content = text(turn, content_name)?.ok_or_else(|| format!("field `{content_name}` is missing"))?;
-    Ok(Message { role, content })
+    let content = match present(turn, content_name) {
+        Some(Value::Array(parts)) => parts.iter().map(text_part).collect::<Result<String, _>>(),
+        _ => text(turn, content_name)?.ok_or_else(|| format!("field `{content_name}` is missing")),
+    };
+    Ok(Message { role, content: content? })
+}
+
+/// Of a content in parts, as multimodal APIs have it, only text is known: {"type": "text", "text": …}.
+fn text_part(part: &Value) -> Result<String, String> {
+    let kind = part.get("type").and_then(Value::as_str).unwrap_or("none");
+    match part.get("text").and_then(Value::as_str) {
+        Some(text) if kind == "text" => Ok(text.to_string()),
+        _ => Err(format!("a part of the content is of type {kind}: only text is supported")),
+    }
 }
 
 fn id(row: &Map<String, Value>, fields: &FieldNames) -> Result<Option<Value>, String> {

@@ -68,10 +68,10 @@ impl Tokenizer {
     }
 }
 
-/// Runs code of the tokenizers crate, which panics on some crafted files and texts: a panic becomes an error.
-fn contain<T>(run: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
+/// Runs code of a library that panics on some crafted files and texts: a panic becomes an error.
+pub(super) fn contain<T>(run: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
     catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|panic| {
         let message = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
-        Err(format!("the tokenizer failed: {}", message.unwrap_or("no reason given")))
+        Err(format!("the library that reads it failed: {}", message.unwrap_or("no reason given")))
     })
 }

@@ -46,7 +46,7 @@ fn a_resolved_configuration_reads_back_as_itself_and_has_every_key() {
     let keys = reference.lines().filter_map(|line| line.strip_prefix("| `")?.split_once('`')).map(|(key, _)| key);
     let written: toml::Table = toml::from_str(&text).unwrap();
     let mut count = 0;
-    for key in keys.filter(|key| !key.starts_with("data.fields.")) {
+    for key in keys.filter(|key| key.contains('.') && !key.starts_with("data.fields.")) {
         let (section, name) = key.split_once('.').unwrap();
         assert!(written[section].get(name).is_some(), "{key} is documented and not written");
         count += 1;
