@@ -1,7 +1,7 @@
 //! A chat as a model sees it: rendered by its template, turned into token ids, with the supervised tokens marked.
 
 use super::rows::{Message, Role};
-use super::template::Template;
+use super::template::{TEMPLATE_HELP, Template};
 use super::tokenizer::Tokenizer;
 use crate::config::read_json;
 use crate::error::{Error, Result};
@@ -65,7 +65,7 @@ impl Chat {
             let through =
                 if turn + 1 == messages.len() { whole.clone() } else { self.template.render(&messages[..=turn], false)? };
             let response = response_span(&whole, &prompt, &through, &message.content)
-                .map_err(|why| Error::data(format!("message {turn} (assistant): {why}")))?;
+                .map_err(|why| Error::data(format!("message {turn} (assistant): {why}")).help(TEMPLATE_HELP))?;
             self.append(&mut encoded, whole.get(done..response.start).unwrap_or_default(), false)?;
             done = response.end;
             self.append(&mut encoded, &whole[response], true)?;

@@ -16,6 +16,9 @@ const FUEL: u64 = 5_000_000;
 const MOST_OUTPUT: usize = 1 << 20;
 
 const NAME: &str = "chat template";
+/// What to do about any of a template's faults.
+pub(super) const TEMPLATE_HELP: &str =
+    "model.chat_template names another template; `inspect data` shows what a template makes of the rows";
 
 /// A compiled chat template.
 pub struct Template {
@@ -85,7 +88,7 @@ impl Template {
 
     /// A data error that names the template's file.
     pub fn fail(&self, why: impl Display) -> Error {
-        Error::data(format!("{}: {why}", self.origin))
+        Error::data(format!("{}: {why}", self.origin)).help(TEMPLATE_HELP)
     }
 }
 

@@ -1,4 +1,5 @@
 mod architecture;
+mod bad_data;
 mod bench;
 mod cli;
 mod command;
