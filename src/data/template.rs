@@ -68,7 +68,7 @@ impl Template {
         environment.set_fuel(Some(FUEL));
         environment
             .add_template_owned(NAME, plain_generation_blocks(&source))
-            .map_err(|error| Error::data(format!("{origin}: {}", describe(&error))))?;
+            .map_err(|error| Error::data(format!("{origin}: {}", describe(&error))).help(TEMPLATE_HELP))?;
         Ok(Template { environment, origin, special_tokens })
     }
 

@@ -13,6 +13,7 @@ mod golden;
 mod gpu;
 mod inspect_model;
 mod io;
+mod long;
 mod models;
 mod ops;
 mod optimizer;
