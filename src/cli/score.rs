@@ -8,9 +8,11 @@ use super::say;
 use crate::config::{FieldNames, ModelConfig, resolve_model};
 use crate::data::{Chat, Example, IGNORE, load_conversations, load_questions, pack};
 use crate::error::{Error, Result, write_error};
-use crate::io::{Checkpoint, write_atomic};
+use crate::io::{Checkpoint, TensorSpec, write_atomic, write_tensors};
 use crate::model::Qwen2;
+use crate::ops::Ops;
 use crate::sample::Scorer;
+use crate::tensor::{DType, format_bytes};
 use clap::ValueEnum;
 use serde::Serialize;
 use serde_json::Value;
@@ -39,6 +41,10 @@ pub struct ScoreArgs {
     /// Also write the token ids and log-probabilities of the scored tokens
     #[arg(long)]
     logprobs: bool,
+    /// Also write the logits after every token of every row: safetensors, a tensor row.N [tokens, vocabulary] in f32 a row, and its token ids as
+    /// tokens.N; for a few short rows
+    #[arg(long, value_name = "FILE")]
+    logits: Option<PathBuf>,
     #[arg(long, value_enum, default_value_t = DeviceChoice::Auto)]
     device: DeviceChoice,
     #[arg(long, value_enum)]
@@ -67,20 +73,67 @@ struct Scored {
     logprobs: Option<Vec<f32>>,
 }
 
-/// The output must be neither the input nor a file of the model, by whatever name.
+/// An output must be neither the input nor a file of the model, by whatever name, nor the other output.
 fn refuse_to_replace_inputs(args: &ScoreArgs) -> Result<()> {
-    let real = |path: &Path| path.canonicalize().ok();
     // A new file has no real path yet, but its folder has.
-    let output = real(&args.output).or_else(|| Some(real(args.output.parent()?)?.join(args.output.file_name()?)));
-    let (Some(output), model) = (output, real(&args.model)) else { return Ok(()) };
-    let replaced = if real(&args.input).as_ref() == Some(&output) {
-        "--input"
-    } else if model.is_some_and(|model| output.starts_with(model)) {
-        "a file of --model"
-    } else {
-        return Ok(());
-    };
-    Err(Error::usage(format!("--output {} would replace {replaced}", args.output.display())).help("give another --output"))
+    let real =
+        |path: &Path| path.canonicalize().ok().or_else(|| Some(path.parent()?.canonicalize().ok()?.join(path.file_name()?)));
+    let output = real(&args.output);
+    for (flag, path) in [("--output", Some(&args.output)), ("--logits", args.logits.as_ref())] {
+        let Some((path, written)) = path.and_then(|path| Some((path, real(path)?))) else { continue };
+        let replaced = if real(&args.input).as_ref() == Some(&written) {
+            "--input"
+        } else if real(&args.model).is_some_and(|model| written.starts_with(model)) {
+            "a file of --model"
+        } else if flag == "--logits" && output.as_ref() == Some(&written) {
+            "--output"
+        } else {
+            continue;
+        };
+        return Err(
+            Error::usage(format!("{flag} {} would replace {replaced}", path.display())).help(format!("give another {flag}"))
+        );
+    }
+    Ok(())
+}
+
+/// Refused beyond the size that somebody wants to compare.
+const MOST_LOGITS: usize = 8 << 30;
+
+fn write_logits(
+    path: &Path,
+    ops: &dyn Ops,
+    scorer: &mut Scorer,
+    rows: &[(Value, Example)],
+    vocabulary: usize,
+    micro_tokens: usize,
+) -> Result<()> {
+    let mut tensors = Vec::new();
+    for (number, (_, example)) in rows.iter().enumerate() {
+        let length = example.tokens.len();
+        tensors.push(TensorSpec { name: format!("tokens.{number}"), dtype: DType::I32, shape: vec![length] });
+        tensors.push(TensorSpec { name: format!("row.{number}"), dtype: DType::F32, shape: vec![length, vocabulary] });
+    }
+    let bytes: usize = tensors.iter().map(TensorSpec::bytes).sum();
+    if bytes > MOST_LOGITS {
+        let [bytes, most] = [bytes, MOST_LOGITS].map(format_bytes);
+        return Err(Error::usage(format!("--logits {}: {bytes} of logits, at most {most} are written", path.display()))
+            .help("give fewer or shorter rows"));
+    }
+    write_atomic(path, |out| {
+        write_tensors(out, path, &tensors, |tensor, range, bytes| {
+            let (kind, number) = tensor.name.split_once('.').unwrap_or_default();
+            let example = &rows[number.parse::<usize>().unwrap_or_default()].1;
+            if kind == "tokens" {
+                bytes.copy_from_slice(bytemuck::cast_slice(&example.tokens[range]));
+                return Ok(());
+            }
+            if range.start == 0 {
+                scorer.forward(ops, &pack(&[example], micro_tokens, true)?[0])?;
+            }
+            scorer.logits(ops, range, bytemuck::cast_slice_mut(bytes))
+        })
+    })
 }
 
 pub fn run(mut args: ScoreArgs) -> Result<()> {
@@ -123,6 +176,9 @@ pub fn run(mut args: ScoreArgs) -> Result<()> {
     let mut scorer =
         Scorer::load(ops.as_ref(), &config, &checkpoint, micro_tokens, longest).map_err(|e| e.context(args.model.display()))?;
 
+    if let Some(path) = &args.logits {
+        write_logits(path, ops.as_ref(), &mut scorer, &rows, config.vocab_size, micro_tokens)?;
+    }
     let (mut total, mut count) = (0.0, 0);
     write_atomic(&args.output, |out| {
         for group in rows.chunks(GROUP) {

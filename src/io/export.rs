@@ -2,7 +2,7 @@
 
 use super::checkpoint::{Checkpoint, INDEX, SINGLE};
 use super::folder::NewFolder;
-use super::tensors::{TensorSpec, write_tensors};
+use super::tensors::TensorSpec;
 use crate::error::{Error, Result, io_error};
 use crate::tensor::DType;
 use half::bf16;
@@ -110,7 +110,7 @@ fn write_weights(
         n => format!("model-{:05}-of-{n:05}.safetensors", i + 1),
     };
     for (i, tensors) in shards.iter().enumerate() {
-        write_tensors(folder, &name(i), tensors, |tensor, rows, bytes| match tensor.dtype {
+        folder.write_tensors(&name(i), tensors, |tensor, rows, bytes| match tensor.dtype {
             DType::Bf16 => {
                 let mut values = vec![0.0; bytes.len() / 2];
                 read_finite(read, &tensor.name, rows, &mut values)?;

@@ -1,10 +1,12 @@
 //! A folder that appears whole or not at all, and can prove later that it is still what was written.
 
 use super::atomic::{aside, parent, remove_dir, replace_dir, sync_dir, write_synced};
+use super::tensors::{TensorSpec, write_tensors};
 use crate::error::{Error, Result, io_error, write_error};
 use serde::{Deserialize, Serialize};
 use std::fs::{self, File};
 use std::io::{Read, Write};
+use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
 
 /// Bytes that are hashed at once, by all threads.
@@ -58,6 +60,17 @@ impl NewFolder {
         write_synced(&path, &path, |out| write(&mut Hashing { out, hash: &mut hash, bytes: &mut bytes }))?;
         self.files.push(FileRecord { name: name.to_string(), bytes, blake3: hash.finalize().to_string() });
         Ok(())
+    }
+
+    /// Writes a safetensors file, as [`write_tensors`] does.
+    pub fn write_tensors(
+        &mut self,
+        name: &str,
+        tensors: &[TensorSpec],
+        read: impl FnMut(&TensorSpec, Range<usize>, &mut [u8]) -> Result<()>,
+    ) -> Result<()> {
+        let path = self.new.join(name);
+        self.write(name, |out| write_tensors(out, &path, tensors, read))
     }
 
     /// Writes a file of known content.

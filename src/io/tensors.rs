@@ -1,11 +1,12 @@
 //! Writing safetensors files, tensor by tensor, a piece in memory at a time.
 
-use super::folder::NewFolder;
 use crate::error::{Result, write_error};
 use crate::tensor::DType;
 use safetensors::Dtype;
 use serde_json::{Map, Value, json};
+use std::io::Write;
 use std::ops::Range;
+use std::path::Path;
 
 /// Elements asked for at once: what a writer holds of a model.
 const CHUNK_ELEMENTS: usize = 1 << 22;
@@ -24,32 +25,29 @@ impl TensorSpec {
     }
 }
 
-/// Adds the safetensors file `name` to `folder`. `read` fills a slice, aligned for its elements, with steps of a tensor's first dimension (of
-/// a scalar: row 0); it is called in the order of `tensors`.
+/// Writes a safetensors file to `out`, which is the file `path`. `read` fills a slice, aligned for its elements, with steps of a tensor's first
+/// dimension (of a scalar: row 0); it is called in the order of `tensors`.
 pub fn write_tensors(
-    folder: &mut NewFolder,
-    name: &str,
+    out: &mut dyn Write,
+    path: &Path,
     tensors: &[TensorSpec],
     mut read: impl FnMut(&TensorSpec, Range<usize>, &mut [u8]) -> Result<()>,
 ) -> Result<()> {
-    let path = folder.path().join(name);
-    folder.write(name, |out| {
-        out.write_all(&header(tensors)).map_err(|e| write_error(&path, e))?;
-        for tensor in tensors {
-            let rows = tensor.shape.first().copied().unwrap_or(1);
-            let row_elements: usize = tensor.shape.iter().skip(1).product();
-            let step = (CHUNK_ELEMENTS / row_elements.max(1)).clamp(1, rows.max(1));
-            // Of u32 for the alignment.
-            let mut buffer = vec![0u32; (step * row_elements * tensor.dtype.size()).div_ceil(4)];
-            for start in (0..rows).step_by(step) {
-                let end = (start + step).min(rows);
-                let bytes = &mut bytemuck::cast_slice_mut(&mut buffer)[..(end - start) * row_elements * tensor.dtype.size()];
-                read(tensor, start..end, bytes)?;
-                out.write_all(bytes).map_err(|e| write_error(&path, e))?;
-            }
+    out.write_all(&header(tensors)).map_err(|e| write_error(path, e))?;
+    for tensor in tensors {
+        let rows = tensor.shape.first().copied().unwrap_or(1);
+        let row_elements: usize = tensor.shape.iter().skip(1).product();
+        let step = (CHUNK_ELEMENTS / row_elements.max(1)).clamp(1, rows.max(1));
+        // Of u32 for the alignment.
+        let mut buffer = vec![0u32; (step * row_elements * tensor.dtype.size()).div_ceil(4)];
+        for start in (0..rows).step_by(step) {
+            let end = (start + step).min(rows);
+            let bytes = &mut bytemuck::cast_slice_mut(&mut buffer)[..(end - start) * row_elements * tensor.dtype.size()];
+            read(tensor, start..end, bytes)?;
+            out.write_all(bytes).map_err(|e| write_error(path, e))?;
         }
-        Ok(())
-    })
+    }
+    Ok(())
 }
 
 /// The head of a file: its length, then JSON padded so that the data is aligned.

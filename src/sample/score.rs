@@ -7,6 +7,7 @@ use crate::io::Checkpoint;
 use crate::model::{Activations, AttentionMode, Keep, Packed, Qwen2, ResidentWeights};
 use crate::ops::Ops;
 use crate::tensor::{Arena, Ledger};
+use std::ops::Range;
 
 /// A model with the buffers of a forward pass.
 pub struct Scorer {
@@ -48,10 +49,24 @@ impl Scorer {
 
     /// Natural log-probability of each position's target, padding included; 0 where it has none.
     pub fn log_probabilities(&mut self, ops: &dyn Ops, batch: &MicroBatch) -> Result<Vec<f32>> {
+        self.forward(ops, batch)?;
+        let targets = &batch.padded(ops.token_multiple()).targets;
+        let losses = self.model.losses(ops, &self.weights, &mut self.activations, targets)?;
+        Ok(losses.into_iter().map(|loss| -loss).collect())
+    }
+
+    /// Runs the model on one sequence, for [`Scorer::logits`].
+    pub fn forward(&mut self, ops: &dyn Ops, batch: &MicroBatch) -> Result<()> {
         let batch = &batch.padded(ops.token_multiple());
         let packed = Packed { tokens: &batch.tokens, positions: &batch.positions, cu_seqlens: &batch.cu_seqlens };
-        self.model.forward(ops, &self.weights, &mut self.activations, packed, AttentionMode::Train)?;
-        let losses = self.model.losses(ops, &self.weights, &mut self.activations, &batch.targets)?;
-        Ok(losses.into_iter().map(|loss| -loss).collect())
+        self.model.forward(ops, &self.weights, &mut self.activations, packed, AttentionMode::Train)
+    }
+
+    /// The logits after tokens `tokens` of the last [`Scorer::forward`]: [len, V] into `out`.
+    pub fn logits(&mut self, ops: &dyn Ops, tokens: Range<usize>, out: &mut [f32]) -> Result<()> {
+        let rows: Vec<i32> = tokens.map(|token| token as i32).collect();
+        let width = out.len() / rows.len();
+        let copy = |row: usize, logits: &[f32]| out[row * width..][..width].copy_from_slice(logits);
+        self.model.logits(ops, &self.weights, &mut self.activations, &rows, copy)
     }
 }

@@ -7,7 +7,7 @@ use super::engine::Engine;
 use crate::data::Dataset;
 use crate::error::{Error, Kind, Result, io_error};
 use crate::io::{Checkpoint as Tensors, Companions, DEFAULT_SHARD_BYTES, Export, FileRecord, NewFolder, TensorSpec};
-use crate::io::{free_space, remove_folder, stored_as, verify_files, write_model, write_tensors};
+use crate::io::{free_space, remove_folder, stored_as, verify_files, write_model};
 use crate::tensor::{Tensor, format_bytes};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
@@ -269,7 +269,7 @@ impl Checkpoints {
             shape: tensor.shape().to_vec(),
         };
         let specs: Vec<TensorSpec> = buffers.iter().map(spec).collect();
-        write_tensors(&mut folder, OPTIMIZER, &specs, |spec, range, bytes| {
+        folder.write_tensors(OPTIMIZER, &specs, |spec, range, bytes| {
             let (_, tensor) = buffers.iter().find(|(name, _)| *name == spec.name).ok_or_else(|| Error::internal(&spec.name))?;
             ops.download(tensor.view().rows(range), bytes)
         })?;

@@ -17,6 +17,7 @@ mod long;
 mod models;
 mod ops;
 mod optimizer;
+mod options;
 mod packing;
 mod recipes;
 mod resume;
