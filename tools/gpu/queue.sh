@@ -22,7 +22,7 @@ MINUTES=${MINUTES:-9}
 
 # step:seconds
 STEPS=(start:60 conformance:120 selftest:480 memcheck:480 racecheck:480 initcheck:480 synccheck:480
-    training:300 repeat:240 bench:480 cust:60 peers:500)
+    training:300 repeat:240 resume:240 bench:480 cust:60 peers:500)
 
 start() {
     local libraries
@@ -68,12 +68,33 @@ repeat() {
     done
     echo "two runs exported the same bytes" | tee "$RESULTS/repeat.txt"
 }
+# Stopped by a signal and started again: the same bytes as without the stop.
+resume() {
+    local log=$STATE/runs/stopped.txt pid code=0
+    train whole --device cuda -s train.max_steps=400
+    train stopped --device cuda -s train.max_steps=400 >"$log" &
+    pid=$!
+    until grep -q '^step 20/' "$log"; do
+        kill -0 "$pid"
+        sleep 0.1
+    done
+    pkill -TERM -P "$pid"
+    wait "$pid" || code=$?
+    tail -n 1 "$log"
+    [[ $code == 75 ]]
+    CONTINUE=1 train stopped --device cuda -s train.max_steps=400 | grep '^continuing after step'
+    cmp "$STATE"/runs/{whole,stopped}/model/model.safetensors
+    echo "a run that was stopped exported the bytes of one that was not" | tee "$RESULTS/resume.txt"
+}
+# A run of its own, or with CONTINUE one that goes on where its folder stands.
 train() {
+    local flags=(--overwrite)
+    [[ -z ${CONTINUE:-} ]] || flags=()
     mkdir -p "$STATE/runs"
     sed -e 's/"hidden_size": [0-9]*/"hidden_size": 128/' -e 's/"num_hidden_layers": [0-9]*/"num_hidden_layers": 2/' \
         -e 's/"num_attention_heads": [0-9]*/"num_attention_heads": 2/' configs/tiny/config.json >"$STATE/runs/model.json"
-    "$LIMO" train configs/tiny.toml --overwrite "${@:2}" -s model.config="$STATE/runs/model.json" -s train.max_steps=10 \
-        -s 'samples.file=""' -s samples.n=0 -s output.dir="$STATE/runs/$1"
+    "$LIMO" train configs/tiny.toml "${flags[@]}" -s model.config="$STATE/runs/model.json" -s train.max_steps=10 \
+        -s 'samples.file=""' -s samples.n=0 -s output.dir="$STATE/runs/$1" "${@:2}"
 }
 
 bench() { parts bench "ceilings $(tables | grep -v conformance)"; }
