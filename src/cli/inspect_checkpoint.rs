@@ -2,10 +2,9 @@
 
 use super::say;
 use crate::error::{Error, Kind, Result};
-use crate::io;
+use crate::io::TensorFiles;
 use crate::tensor::format_bytes;
 use crate::train::{Checkpoint, RunFolder};
-use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 /// Verify a checkpoint, or every checkpoint of a run
@@ -52,10 +51,6 @@ fn describe(checkpoint: &Checkpoint) -> Result<()> {
         n => format!(", {n} of them skipped"),
     };
     say!("  after step {}{skipped}, written by limo-engine {}", manifest.step, manifest.version)?;
-    let weights = io::Checkpoint::open(&checkpoint.path)?;
-    let mut stored = BTreeSet::new();
-    for name in weights.names() {
-        stored.insert(weights.info(name)?.0.to_string());
-    }
-    say!("  weights {}, optimizer {}", Vec::from_iter(stored).join(", "), checkpoint.optimizer_types()?.join(", "))
+    let weights = Vec::from_iter(TensorFiles::open(&checkpoint.path)?.types()).join(", ");
+    say!("  weights {weights}, optimizer {}", checkpoint.optimizer_types()?.join(", "))
 }

@@ -5,10 +5,10 @@ use super::say;
 use super::terminal::visible;
 use crate::config::{ModelConfig, resolve_model};
 use crate::error::{Error, Result};
-use crate::io::{Checkpoint, StoredDType};
+use crate::io::{StoredDType, TensorFiles};
 use crate::model::Layout;
 use crate::tensor::format_bytes;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 /// Describe a model folder and check its weights against its config.json
@@ -26,21 +26,21 @@ pub struct ModelArgs {
 pub fn run(args: ModelArgs) -> Result<()> {
     let dir = resolve_model(&args.dir)?;
     let config = ModelConfig::from_file(&dir.join("config.json"))?;
-    let checkpoint = Checkpoint::open(&dir)?;
-    describe(&config, &checkpoint)?;
+    let stored = TensorFiles::open(&dir)?;
+    describe(&config, &stored)?;
     if let Some(system) = trained_system(&dir)? {
         say!("system prompt  {system:?}")?;
     }
-    list_tensors(&checkpoint)?;
-    compare(&config, &checkpoint).map_err(|e| e.context(dir.display()))?;
+    list_tensors(&stored)?;
+    compare(&config, &stored).map_err(|e| e.context(dir.display()))?;
     if args.values {
-        Layout::new(&config).tensors().try_for_each(|(name, _)| checkpoint.check_finite(name))?;
+        Layout::new(&config).tensors().try_for_each(|(name, _)| stored.check_finite(name))?;
         say!("every value is finite")?;
     }
     Ok(())
 }
 
-fn describe(config: &ModelConfig, checkpoint: &Checkpoint) -> Result<()> {
+fn describe(config: &ModelConfig, stored: &TensorFiles) -> Result<()> {
     let ModelConfig { num_hidden_layers, hidden_size, intermediate_size, vocab_size, .. } = config;
     let (query, kv, dim) = (config.num_attention_heads, config.num_key_value_heads, config.head_dim);
     let head = if config.tie_word_embeddings { "tied to the embedding" } else { "a matrix of its own" };
@@ -50,19 +50,15 @@ fn describe(config: &ModelConfig, checkpoint: &Checkpoint) -> Result<()> {
     say!("vocabulary     {vocab_size}, head {head}")?;
     say!("positions      {}", config.max_position_embeddings)?;
     say!("parameters     {}", Layout::new(config).parameter_count())?;
-    let mut types = BTreeSet::new();
-    for name in checkpoint.names() {
-        types.insert(checkpoint.info(name)?.0.to_string());
-    }
-    let types = Vec::from_iter(types).join(", ");
-    say!("stored as      {types}, {} on disk", format_bytes(checkpoint.size_on_disk()))
+    let types = Vec::from_iter(stored.types()).join(", ");
+    say!("stored as      {types}, {} on disk", format_bytes(stored.size_on_disk()))
 }
 
 /// One line a tensor; those that only differ in their layer share one.
-fn list_tensors(checkpoint: &Checkpoint) -> Result<()> {
+fn list_tensors(stored: &TensorFiles) -> Result<()> {
     let mut kinds: BTreeMap<(String, StoredDType, &[usize]), usize> = BTreeMap::new();
-    for name in checkpoint.names() {
-        let (dtype, shape) = checkpoint.info(name)?;
+    for name in stored.names() {
+        let (dtype, shape) = stored.info(name)?;
         let part = |part: &str| if part.parse::<usize>().is_ok() { "*".to_string() } else { visible(part) };
         let kind = name.split('.').map(part).collect::<Vec<_>>().join(".");
         *kinds.entry((kind, dtype, shape)).or_default() += 1;
@@ -76,18 +72,18 @@ fn list_tensors(checkpoint: &Checkpoint) -> Result<()> {
 }
 
 /// The tensors that config.json promises and those that are there. What is there beside them is told, but no error.
-fn compare(config: &ModelConfig, checkpoint: &Checkpoint) -> Result<()> {
+fn compare(config: &ModelConfig, stored: &TensorFiles) -> Result<()> {
     let layout = Layout::new(config);
     let expected: BTreeMap<&str, Vec<usize>> = layout.tensors().collect();
     let mut wrong = Vec::new();
     for (&name, shape) in &expected {
-        match checkpoint.info(name) {
+        match stored.info(name) {
             Err(_) => wrong.push(format!("missing     {name} {shape:?}")),
             Ok((_, found)) if found != shape => wrong.push(format!("misshapen   {name} {found:?}, config.json: {shape:?}")),
             Ok(_) => {}
         }
     }
-    for name in checkpoint.names().filter(|name| !expected.contains_key(name)) {
+    for name in stored.names().filter(|name| !expected.contains_key(name)) {
         say!("unexpected  {}: ignored", visible(name))?;
     }
     for line in &wrong {

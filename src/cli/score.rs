@@ -8,7 +8,7 @@ use super::say;
 use crate::config::{FieldNames, ModelConfig, resolve_model};
 use crate::data::{Chat, Example, IGNORE, load_conversations, load_questions, pack};
 use crate::error::{Error, Result, write_error};
-use crate::io::{Checkpoint, TensorSpec, write_atomic, write_tensors};
+use crate::io::{TensorFiles, TensorSpec, write_atomic, write_tensors};
 use crate::model::Qwen2;
 use crate::ops::Ops;
 use crate::sample::Scorer;
@@ -172,7 +172,7 @@ pub fn run(mut args: ScoreArgs) -> Result<()> {
         }
         _ => {}
     }
-    let checkpoint = Checkpoint::open(&args.model)?;
+    let checkpoint = TensorFiles::open(&args.model)?;
     let mut scorer =
         Scorer::load(ops.as_ref(), &config, &checkpoint, micro_tokens, longest).map_err(|e| e.context(args.model.display()))?;
 

@@ -284,7 +284,7 @@ fn load_weights(engine: &mut Engine, config: &Config, architecture: &ModelConfig
     let ops = engine.ops.as_ref();
     match config.model.folder()? {
         Some(folder) => {
-            let checkpoint = io::Checkpoint::open(&folder)?;
+            let checkpoint = io::TensorFiles::open(&folder)?;
             engine.state.weights.load_checkpoint(ops, &checkpoint).map_err(|e| e.context(folder.display()))
         }
         None => engine.state.weights.initialise(ops, config.train.seed, architecture.initializer_range as f32),

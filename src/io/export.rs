@@ -1,7 +1,7 @@
 //! A Hugging Face model folder out of our weights. Its bytes are a pure function of the weights and the source folder.
 
-use super::checkpoint::{Checkpoint, INDEX, SINGLE};
 use super::folder::NewFolder;
+use super::tensor_files::{INDEX, SINGLE, TensorFiles};
 use super::tensors::TensorSpec;
 use crate::error::{Error, Result, io_error};
 use crate::tensor::DType;
@@ -92,7 +92,7 @@ pub fn write_model(
         folder.write_bytes(name, content)?;
     }
     // As any reader would open it.
-    let written = Checkpoint::open(folder.path())?;
+    let written = TensorFiles::open(folder.path())?;
     match spec.tensors.iter().find(|tensor| written.info(&tensor.name).is_ok_and(|(_, shape)| shape != tensor.shape)) {
         None => spec.tensors.iter().try_for_each(|tensor| written.info(&tensor.name).map(|_| ())),
         Some(tensor) => Err(Error::internal(format!("tensor {} was not written in its shape {:?}", tensor.name, tensor.shape))),

@@ -2,7 +2,7 @@
 
 use super::layout::{Block, BlockLayout, Layout, Part, Role};
 use crate::error::{Error, Result};
-use crate::io::Checkpoint;
+use crate::io::TensorFiles;
 use crate::ops::{Master, Ops};
 use crate::tensor::{Arena, DType, Tensor, View};
 use half::bf16;
@@ -100,7 +100,7 @@ impl ResidentWeights {
     }
 
     /// Loads a checkpoint, refusing tensors of another shape and values that are not finite.
-    pub fn load_checkpoint(&mut self, ops: &dyn Ops, checkpoint: &Checkpoint) -> Result<()> {
+    pub fn load_checkpoint(&mut self, ops: &dyn Ops, checkpoint: &TensorFiles) -> Result<()> {
         if self.layout.tied && checkpoint.contains(HEAD) {
             let all = |name| checkpoint.bytes(name, 0..checkpoint.info(name)?.1.first().copied().unwrap_or(1));
             if all(HEAD)? != all("model.embed_tokens.weight")? {

@@ -3,7 +3,7 @@
 use crate::config::ModelConfig;
 use crate::data::MicroBatch;
 use crate::error::Result;
-use crate::io::Checkpoint;
+use crate::io::TensorFiles;
 use crate::model::{Activations, AttentionMode, Keep, Packed, Qwen2, ResidentWeights};
 use crate::ops::Ops;
 use crate::tensor::{Arena, Ledger};
@@ -21,7 +21,7 @@ impl Scorer {
     pub fn load(
         ops: &dyn Ops,
         config: &ModelConfig,
-        checkpoint: &Checkpoint,
+        checkpoint: &TensorFiles,
         micro_tokens: usize,
         positions: usize,
     ) -> Result<Scorer> {

@@ -6,7 +6,7 @@
 use super::engine::Engine;
 use crate::data::Dataset;
 use crate::error::{Error, Kind, Result, io_error};
-use crate::io::{Checkpoint as Tensors, Companions, DEFAULT_SHARD_BYTES, Export, FileRecord, NewFolder, TensorSpec};
+use crate::io::{Companions, DEFAULT_SHARD_BYTES, Export, FileRecord, NewFolder, TensorFiles, TensorSpec};
 use crate::io::{free_space, remove_folder, stored_as, verify_files, write_model};
 use crate::tensor::{Tensor, format_bytes};
 use serde::{Deserialize, Serialize};
@@ -85,7 +85,7 @@ impl Checkpoint {
 
     /// What the optimizer's state is stored in: "m f32", "v f32" and so on.
     pub fn optimizer_types(&self) -> Result<Vec<String>> {
-        let saved = Tensors::open_file(&self.path.join(OPTIMIZER)).map_err(at_checkpoint)?;
+        let saved = TensorFiles::open_file(&self.path.join(OPTIMIZER)).map_err(at_checkpoint)?;
         let mut types = BTreeSet::new();
         for name in saved.names() {
             let kind = name.split('.').nth(1).unwrap_or(name);
@@ -112,9 +112,9 @@ impl Checkpoint {
         let ops = ops.as_ref();
         let mut read = || -> Result<()> {
             ops.use_product_algorithms(&self.manifest.products)?;
-            state.weights.load_checkpoint(ops, &Tensors::open(&self.path)?)?;
+            state.weights.load_checkpoint(ops, &TensorFiles::open(&self.path)?)?;
             let path = self.path.join(OPTIMIZER);
-            let saved = Tensors::open_file(&path)?;
+            let saved = TensorFiles::open_file(&path)?;
             let (found, needed) = (saved.names().count(), state.buffers().count());
             if found != needed {
                 return Err(Error::data(format!("{} holds {found} tensors, not {needed}", path.display())));

@@ -1,6 +1,6 @@
 //! Everything that one optimizer step needs, reserved at once: weights, gradients, moments, activations.
 
-use super::optimizer::{Optimizer, clip_factor};
+use super::optimizer::{Optimizer, Update, clip_factor};
 use crate::config::{MasterWeights, ModelConfig, Normalize, OptimizerConfig, StateDtype};
 use crate::data::{IGNORE, MicroBatch};
 use crate::error::Result;
@@ -162,7 +162,8 @@ impl Engine {
     pub fn update(&mut self, settings: &OptimizerConfig, lr: f64, norm: f64, seed: u64) -> Result<()> {
         let State { weights, gradients, optimizer, .. } = &mut self.state;
         let _range = self.ops.range("optimizer");
-        optimizer.update(self.ops.as_ref(), weights, gradients, settings, lr, clip_factor(norm, settings.clip), seed)
+        let update = Update { lr, grad_scale: clip_factor(norm, settings.clip), seed };
+        optimizer.update(self.ops.as_ref(), weights, gradients, settings, update)
     }
 }
 

@@ -19,6 +19,16 @@ pub struct Optimizer {
     pub step: u64,
 }
 
+/// What differs from update to update.
+#[derive(Debug, Clone, Copy)]
+pub struct Update {
+    pub lr: f64,
+    /// The clip factor.
+    pub grad_scale: f32,
+    /// Of stochastic rounding.
+    pub seed: u64,
+}
+
 /// A moment of one block.
 struct StoredMoment {
     /// By the name that it has in the ledger and in checkpoints.
@@ -95,16 +105,14 @@ impl Optimizer {
         Ok(sums.iter().fold(0.0, |total, &sum| total + f64::from(sum)).sqrt())
     }
 
-    /// One update with gradients scaled by `grad_scale`, the clip factor. `seed` is that of stochastic rounding.
+    /// One update.
     pub fn update(
         &mut self,
         ops: &dyn Ops,
         weights: &mut ResidentWeights,
         gradients: &AccumulatedGradients,
         settings: &OptimizerConfig,
-        lr: f64,
-        grad_scale: f32,
-        seed: u64,
+        Update { lr, grad_scale, seed }: Update,
     ) -> Result<()> {
         self.step += 1;
         // The place of each block among all parameters.

@@ -83,7 +83,7 @@ pub fn train(
         algorithms: 0,
         outcome: Outcome { steps, last: None, seconds: 0.0, tokens: 0 },
     };
-    match run.to_the_end(engine) {
+    match run.finish(engine) {
         Err(stopped) if stopped.kind == Kind::Stopped => {
             run.save(engine)?;
             let path = run.checkpoints.path(run.done);
@@ -122,7 +122,7 @@ struct Run<'a> {
 }
 
 impl<'a> Run<'a> {
-    fn to_the_end(&mut self, engine: &mut Engine) -> Result<()> {
+    fn finish(&mut self, engine: &mut Engine) -> Result<()> {
         let train = &self.job.config.train;
         if self.done == 0 {
             self.observer.samples(engine, 0)?;

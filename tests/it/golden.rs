@@ -2,7 +2,7 @@
 
 use limo_engine::config::{Config, ModelConfig, Normalize, OptimizerConfig, Schedule, TrainConfig};
 use limo_engine::data::{Example, MicroBatch, pack};
-use limo_engine::io::Checkpoint;
+use limo_engine::io::TensorFiles;
 use limo_engine::model::{Activations, AttentionMode, Keep, Packed, Qwen2, ResidentWeights};
 use limo_engine::ops::Ops;
 use limo_engine::ops::cpu::Cpu;
@@ -22,8 +22,8 @@ const MODELS: [&str; 8] = ["tied", "untied", "gqa1", "gqa6_old", "gqa7", "gqa7_o
 struct Golden {
     name: &'static str,
     config: ModelConfig,
-    checkpoint: Checkpoint,
-    expected: Checkpoint,
+    checkpoint: TensorFiles,
+    expected: TensorFiles,
     facts: Value,
     examples: Vec<Example>,
 }
@@ -40,8 +40,8 @@ impl Golden {
         Golden {
             name,
             config: ModelConfig::from_file(&dir.join("config.json")).unwrap(),
-            checkpoint: Checkpoint::open(&dir).unwrap(),
-            expected: Checkpoint::open(&dir.join("expected")).unwrap(),
+            checkpoint: TensorFiles::open(&dir).unwrap(),
+            expected: TensorFiles::open(&dir.join("expected")).unwrap(),
             examples: facts["sequences"].as_array().unwrap().iter().enumerate().map(example).collect(),
             facts,
         }
@@ -84,7 +84,7 @@ fn ids(value: &Value) -> Vec<i32> {
     value.as_array().unwrap().iter().map(|id| id.as_i64().unwrap() as i32).collect()
 }
 
-fn whole(checkpoint: &Checkpoint, name: &str) -> Vec<f32> {
+fn whole(checkpoint: &TensorFiles, name: &str) -> Vec<f32> {
     let (_, shape) = checkpoint.info(name).unwrap();
     let mut values = vec![f32::NAN; shape.iter().product()];
     checkpoint.read_f32(name, 0..shape[0], &mut values).unwrap();

@@ -2,7 +2,7 @@
 
 use limo_engine::error::{Error, Kind, write_error};
 use limo_engine::io::{
-    Checkpoint, Companions, DEFAULT_SHARD_BYTES, Export, NewFolder, TensorSpec, export, verify_files, write_atomic,
+    Companions, DEFAULT_SHARD_BYTES, Export, NewFolder, TensorFiles, TensorSpec, export, verify_files, write_atomic,
 };
 use limo_engine::tensor::DType;
 use proptest::prelude::*;
@@ -83,7 +83,7 @@ fn names(dir: &Path) -> Vec<String> {
 }
 
 fn assert_values(dir: &Path) {
-    let checkpoint = Checkpoint::open(dir).unwrap();
+    let checkpoint = TensorFiles::open(dir).unwrap();
     assert_eq!(checkpoint.names().collect::<Vec<_>>(), ["embed", "norm", "proj"]);
     for spec in specs(DType::F32) {
         assert_eq!(checkpoint.info(&spec.name).unwrap().1, spec.shape);
@@ -176,7 +176,7 @@ fn bf16_is_rounded_to_nearest_even() {
     };
     export_with(&dir, source.path(), DType::Bf16, DEFAULT_SHARD_BYTES, fill).unwrap();
     let mut values = [f32::NAN; 5];
-    Checkpoint::open(&dir).unwrap().read_f32("norm", 0..5, &mut values).unwrap();
+    TensorFiles::open(&dir).unwrap().read_f32("norm", 0..5, &mut values).unwrap();
     for ((_, expected), got) in cases.iter().zip(values) {
         assert!((got - expected).abs() <= expected.abs() * 2f32.powi(-9), "{got} instead of {expected}");
     }
@@ -303,13 +303,13 @@ fn file(header: &str, data: usize) -> Vec<u8> {
     bytes
 }
 
-fn open(bytes: &[u8]) -> Result<Checkpoint, Error> {
+fn open(bytes: &[u8]) -> Result<TensorFiles, Error> {
     let dir = TempDir::new().unwrap();
     fs::write(dir.path().join("model.safetensors"), bytes).unwrap();
-    Checkpoint::open(dir.path())
+    TensorFiles::open(dir.path())
 }
 
-fn refused(result: Result<Checkpoint, Error>, expected: &str) {
+fn refused(result: Result<TensorFiles, Error>, expected: &str) {
     let error = result.err().unwrap_or_else(|| panic!("accepted: {expected}"));
     assert_eq!(error.kind, Kind::Data, "{error}");
     assert!(error.message.contains(expected), "{error}\n  does not say: {expected}");
@@ -360,7 +360,7 @@ fn hostile_and_broken_indices_are_refused() {
     let index = dir.join("model.safetensors.index.json");
     let with_map = |map: &str| {
         fs::write(&index, format!(r#"{{"weight_map": {{{map}}}}}"#)).unwrap();
-        Checkpoint::open(&dir)
+        TensorFiles::open(&dir)
     };
     let first = "model-00001-of-00003.safetensors";
     fs::copy(dir.join(first), out.path().join("outside.safetensors")).unwrap();
@@ -374,9 +374,9 @@ fn hostile_and_broken_indices_are_refused() {
     fs::copy(dir.join(first), dir.join("copy.safetensors")).unwrap();
     refused(with_map(&format!(r#""embed": "{first}", "norm": "copy.safetensors""#)), "tensor embed is also in");
     fs::write(&index, "{").unwrap();
-    refused(Checkpoint::open(&dir), "index.json");
+    refused(TensorFiles::open(&dir), "index.json");
     fs::remove_file(&index).unwrap();
-    refused(Checkpoint::open(&dir), "neither model.safetensors nor");
+    refused(TensorFiles::open(&dir), "neither model.safetensors nor");
 }
 
 #[test]
@@ -413,7 +413,7 @@ fn rows_of_a_tensor_are_read_alone_and_through_links() {
     }
     assert_values(&dir);
     let mut rows = [f32::NAN; 10];
-    Checkpoint::open(&dir).unwrap().read_f32("embed", 3..5, &mut rows).unwrap();
+    TensorFiles::open(&dir).unwrap().read_f32("embed", 3..5, &mut rows).unwrap();
     assert_eq!(rows, std::array::from_fn(|i| value("embed", 15 + i)));
 }
 

@@ -73,7 +73,8 @@ fn learning_rates_are_those_of_transformers() {
     let setup = Setup::new();
     let (lr, warm_up, total) = (0.01, 2.0, 6.0);
     let warmed = |k: f64, then: fn(f64) -> f64| if k < warm_up { k / warm_up } else { then((k - warm_up) / (total - warm_up)) };
-    let schedules: [(&str, fn(f64) -> f64); 3] =
+    type Course = fn(f64) -> f64;
+    let schedules: [(&str, Course); 3] =
         [("cosine", |p| 0.5 * (1.0 + (PI * p).cos())), ("linear", |p| 1.0 - p), ("constant", |_| 1.0)];
     for (name, then) in schedules {
         let schedule = format!("optimizer.schedule={name}");

@@ -17,7 +17,7 @@ pub(super) const INDEX: &str = "model.safetensors.index.json";
 const CHUNK: usize = 1 << 16;
 
 /// The weights of a Hugging Face model folder: `model.safetensors`, or the shards that its index names.
-pub struct Checkpoint {
+pub struct TensorFiles {
     shards: Vec<Shard>,
     tensors: BTreeMap<String, Stored>,
 }
@@ -40,27 +40,27 @@ struct Index {
     weight_map: UniqueMap<String>,
 }
 
-impl Checkpoint {
+impl TensorFiles {
     /// Maps the files of `dir` (they may be links, as in the hub's cache) and checks every header.
     pub fn open(dir: &Path) -> Result<Self> {
-        let mut checkpoint = Checkpoint { shards: Vec::new(), tensors: BTreeMap::new() };
+        let mut files = TensorFiles { shards: Vec::new(), tensors: BTreeMap::new() };
         let index = dir.join(INDEX);
         if dir.join(SINGLE).exists() {
-            checkpoint.add_shard(dir.join(SINGLE))?;
+            files.add_shard(dir.join(SINGLE))?;
         } else if index.exists() {
-            checkpoint.add_indexed(dir, &index)?;
+            files.add_indexed(dir, &index)?;
         } else {
             return Err(Error::data(format!("{}: neither {SINGLE} nor {INDEX} is there", dir.display()))
                 .help("give the folder of a downloaded or exported model"));
         }
-        Ok(checkpoint)
+        Ok(files)
     }
 
     /// Maps one file and checks its header.
     pub fn open_file(path: &Path) -> Result<Self> {
-        let mut checkpoint = Checkpoint { shards: Vec::new(), tensors: BTreeMap::new() };
-        checkpoint.add_shard(path.to_path_buf())?;
-        Ok(checkpoint)
+        let mut files = TensorFiles { shards: Vec::new(), tensors: BTreeMap::new() };
+        files.add_shard(path.to_path_buf())?;
+        Ok(files)
     }
 
     fn add_indexed(&mut self, dir: &Path, index: &Path) -> Result<()> {
@@ -114,6 +114,11 @@ impl Checkpoint {
     /// Element type and shape as stored.
     pub fn info(&self, name: &str) -> Result<(Dtype, &[usize])> {
         self.stored(name).map(|stored| (stored.dtype, stored.shape.as_slice()))
+    }
+
+    /// The element types that occur, by name.
+    pub fn types(&self) -> BTreeSet<String> {
+        self.tensors.values().map(|stored| stored.dtype.to_string()).collect()
     }
 
     /// Bytes of all files.
