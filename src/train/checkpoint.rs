@@ -5,7 +5,7 @@
 
 use super::engine::Engine;
 use crate::data::Dataset;
-use crate::error::{Error, Kind, Result, io_error};
+use crate::error::{Error, Kind, Result, io_error, write_error};
 use crate::io::{Companions, DEFAULT_SHARD_BYTES, Export, FileRecord, NewFolder, TensorFiles, TensorSpec};
 use crate::io::{free_space, remove_folder, stored_as, verify_files, write_model};
 use crate::tensor::{Tensor, format_bytes};
@@ -294,9 +294,16 @@ impl Checkpoints {
         older[..older.len() - kept].iter().try_for_each(|&step| remove_folder(&self.path(step)))
     }
 
-    /// Removes every checkpoint of a later step.
-    pub fn discard_after(&self, step: usize) -> Result<()> {
-        self.steps()?.into_iter().filter(|&s| s > step).try_for_each(|step| remove_folder(&self.path(step)))
+    /// Removes every checkpoint of a later step, and what interrupted writes left.
+    pub fn keep_up_to(&self, step: usize) -> Result<()> {
+        self.steps()?.into_iter().filter(|&s| s > step).try_for_each(|step| remove_folder(&self.path(step)))?;
+        for entry in fs::read_dir(&self.folder).map_err(|e| io_error(&self.folder, e))? {
+            let entry = entry.map_err(|e| io_error(&self.folder, e))?;
+            if entry.file_name().to_string_lossy().starts_with(".step-") {
+                fs::remove_dir_all(entry.path()).map_err(|e| write_error(entry.path(), e))?;
+            }
+        }
+        Ok(())
     }
 }
 

@@ -156,10 +156,7 @@ impl RunFolder {
         let path = self.path.display();
         let choose = "choose an empty or new folder";
         let names = self.names()?;
-        let ours = |name: &str| {
-            OURS.contains(&name) || LEFTOVERS.contains(&name) || name.starts_with(tensorboard::PREFIX) || name == LOCK
-        };
-        if let Some(foreign) = names.iter().find(|name| !ours(name)) {
+        if let Some(foreign) = names.iter().find(|name| !is_ours(name) && *name != LOCK) {
             let what = format!("{path}: output.dir holds {foreign}, which no run of limo-engine wrote");
             return Err(Error::usage(what).help(choose));
         }
@@ -219,12 +216,12 @@ impl RunFolder {
         match start {
             Start::Continue { checkpoint, .. } if self.owns(&checkpoint.path) => {
                 remove_folder(&self.model())?;
-                self.checkpoints().discard_after(checkpoint.manifest.step)?;
+                self.checkpoints().keep_up_to(checkpoint.manifest.step)?;
             }
+            // The mark of whose folder it is stays until the new one replaces it.
             _ => {
-                for name in self.names()?.iter().filter(|name| *name != LOCK) {
-                    remove(&self.path.join(name))?;
-                }
+                let old = self.names()?.into_iter().filter(|name| is_ours(name) && name != CONFIG);
+                old.map(|name| remove(&self.path.join(name))).collect::<Result<()>>()?;
             }
         }
         let text = Self::config_text(config, storage);
@@ -260,6 +257,11 @@ impl RunFolder {
     pub fn model(&self) -> PathBuf {
         self.path.join(MODEL)
     }
+}
+
+/// Whether a run writes files of that name.
+fn is_ours(name: &str) -> bool {
+    OURS.contains(&name) || LEFTOVERS.contains(&name) || name.starts_with(tensorboard::PREFIX)
 }
 
 /// A run goes on with its own configuration, but for keys that do not matter to it. `text` is that of the config.toml that it had.

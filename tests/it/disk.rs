@@ -170,10 +170,10 @@ fn a_full_disk_is_told_and_spoils_nothing() {
     let expected = result(&reference.run_folder());
     let size = |path: &Path| -> u64 { fs::read_dir(path).unwrap().map(|e| e.unwrap().metadata().unwrap().len()).sum() };
     let one = size(&reference.run_folder().join("checkpoints/step-00000012"));
-    // In the configuration, in a line of the metrics, in the first and second checkpoint, in the model.
+    // In the configuration, in a record of a step, in the first and second checkpoint, in the model.
     let cases = [
         (10, 2, "config.toml cannot be written", 0),
-        (1_300, 2, "metrics.jsonl cannot be written", 0),
+        (1_500, 2, " cannot be written", 0),
         (one / 2, 7, "the checkpoint of step 4 was not saved", 0),
         (one + one / 2, 7, "the checkpoint of step 8 was not saved", 1),
         (3 * one + 20_000, 2, "model", 2),
@@ -189,6 +189,28 @@ fn a_full_disk_is_told_and_spoils_nothing() {
         succeed(setup.train(&[]));
         assert!(result(&setup.run_folder()) == expected, "{bytes} bytes");
     }
+}
+
+/// What a write left that was cut off goes away, whatever step it was of; a file that somebody put there meanwhile does not.
+#[test]
+fn leftovers_are_removed_and_nothing_else() {
+    let setup = Setup::new("");
+    let mut child = setup.spawn(&[]);
+    wait_for(&mut child, "step 5/");
+    signal(&child, "-TERM");
+    assert_eq!(end(child).0, 75);
+    let run = setup.run_folder();
+    fs::create_dir(run.join("checkpoints/.step-00000077.tmp")).unwrap();
+    fs::create_dir(run.join(".model.tmp")).unwrap();
+    succeed(setup.train(&[]));
+    assert_eq!(checkpoints(&run).len(), 2);
+    assert!(!run.join(".model.tmp").exists());
+    // Between looking at the folder and writing to it.
+    let mut child = setup.spawn(&["--overwrite"]);
+    wait_for(&mut child, "model: ");
+    fs::write(run.join("notes.txt"), "mine").unwrap();
+    let (code, error) = end(child);
+    assert_eq!((code, fs::read_to_string(run.join("notes.txt")).unwrap().as_str()), (0, "mine"), "{error}");
 }
 
 #[test]

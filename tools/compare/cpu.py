@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
-"""Training on the CPU here and in transformers (eager attention, float32): tokens per second, and peak memory.
+"""Training on the CPU here and in transformers (float32): tokens per second, and peak memory.
 
     python tools/compare/cpu.py speed  [--rounds 3] [--json FILE]     13 M parameters at 4 x 512 tokens, 53 M at 1 x 2048
     python tools/compare/cpu.py memory [--json FILE]                  53 M parameters, one row of 8,192 and one of 16,384 tokens
 
-Both sides train the same random model on the same token ids: forward, backward, gradient norm and clipping, AdamW. Rounds of ours and theirs
-alternate, each in a process of its own; a round's figure is the median step after the first two, the result the median round. Memory is the
-process's largest resident set. Needs torch and transformers, and a release build of limo-engine.
+Both sides train the same weights on the same token ids, and their losses must agree: forward, backward, gradient norm and clipping, AdamW.
+Rounds of ours and theirs alternate, each in a process of its own; a round's figure is the median step after the first two, the result the median
+round. Speed is against eager attention. Memory is the process's largest resident set, nothing recomputed here; there, eager attention, the same with
+gradient checkpointing, and scaled_dot_product_attention. Needs torch and transformers, and a release build of limo-engine.
 """
 
 import argparse
@@ -51,14 +52,22 @@ def token_ids(rows, tokens):
     return made
 
 
-def ours(binary, folder, model, batch, steps):
-    """Seconds of each step, and the peak of the resident set in bytes."""
+def make(folder, model):
+    """The model folder that both sides start from."""
+    import torch
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    torch.manual_seed(1)
+    Qwen2ForCausalLM(Qwen2Config(**model, dtype="float32")).save_pretrained(folder / "model")
+
+
+def ours(binary, folder, batch, steps):
+    """Seconds and loss of each step, and the peak of the resident set in bytes."""
     rows, tokens = len(batch), len(batch[0]["ids"])
-    (folder / "config.json").write_text(json.dumps(model))
     (folder / "rows.jsonl").write_text("".join(json.dumps(made["row"]) + "\n" for made in batch))
     settings = dict(
-        model=dict(config=str(folder / "config.json"), tokenizer=str(ROOT / "configs/tiny")), data=dict(train=[str(folder / "rows.jsonl")]),
-        train=dict(batch=rows, micro_tokens=rows * tokens, max_steps=steps, save_every=10**9), output=dict(dir=str(folder / "run")),
+        model=dict(path=str(folder / "model"), tokenizer=str(ROOT / "configs/tiny")), data=dict(train=[str(folder / "rows.jsonl")]),
+        train=dict(batch=rows, micro_tokens=rows * tokens, max_steps=steps, save_every=10**9), output=dict(dir=str(folder / "run")), memory=dict(recompute="none"),
         optimizer=dict(lr=LR, schedule="constant", eps=EPS, clip=CLIP))
     flags = [f"-s{section}.{key}={json.dumps(value)}" for section, keys in settings.items() for key, value in keys.items()]
     (folder / "empty.toml").touch()
@@ -66,12 +75,13 @@ def ours(binary, folder, model, batch, steps):
     _, status, usage = os.wait4(process.pid, 0)
     assert status == 0, f"limo-engine ended with {status}"
     metrics = [json.loads(line) for line in (folder / "run/metrics.jsonl").read_text().splitlines()]
-    return [row["seconds"] for row in metrics], usage.ru_maxrss * 1024, metrics[0]["loss"]
+    return dict(seconds=[row["seconds"] for row in metrics], losses=[row["loss"] for row in metrics], peak=usage.ru_maxrss * 1024)
 
 
-def theirs(folder, model, batch, steps, checkpointing):
+def theirs(folder, batch, steps, attention, checkpointing=False):
     """The same, in a process of its own."""
-    (folder / "peer.json").write_text(json.dumps(dict(model=model, batch=batch, steps=steps, checkpointing=checkpointing)))
+    job = dict(model=str(folder / "model"), batch=batch, steps=steps, attention=attention, checkpointing=checkpointing)
+    (folder / "peer.json").write_text(json.dumps(job))
     command = [sys.executable, __file__, "peer", folder / "peer.json"]
     process = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     return json.loads(process.stdout.splitlines()[-1])
@@ -81,7 +91,7 @@ def peer(job):
     import resource
 
     import torch
-    from transformers import Qwen2Config, Qwen2ForCausalLM
+    from transformers import Qwen2ForCausalLM
 
     peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     torch.set_num_threads(os.cpu_count())
@@ -89,7 +99,7 @@ def peer(job):
     available = next(int(line.split()[1]) * 1024 for line in open("/proc/meminfo") if line.startswith("MemAvailable"))
     resource.setrlimit(resource.RLIMIT_DATA, (available * 9 // 10,) * 2)
     baseline = peak()
-    model = Qwen2ForCausalLM(Qwen2Config(**job["model"], attn_implementation="eager", dtype="float32"))
+    model = Qwen2ForCausalLM.from_pretrained(job["model"], attn_implementation=job["attention"], dtype=torch.float32)
     model.config.use_cache = False
     model.train()
     if job["checkpointing"]:
@@ -99,7 +109,7 @@ def peer(job):
     labels = ids.clone()
     for label, made in zip(labels, job["batch"]):
         label[: made["masked"]] = -100
-    seconds = []
+    seconds, losses = [], []
     for _ in range(job["steps"]):
         began = time.perf_counter()
         loss = model(input_ids=ids, labels=labels).loss
@@ -108,18 +118,25 @@ def peer(job):
         optimizer.step()
         optimizer.zero_grad()
         seconds.append(time.perf_counter() - began)
-    print(json.dumps(dict(seconds=seconds, peak=peak(), baseline=baseline, loss=loss.item(), parameters=model.num_parameters())))
+        losses.append(loss.item())
+    print(json.dumps(dict(seconds=seconds, losses=losses, peak=peak(), baseline=baseline, parameters=model.num_parameters())))
+
+
+def require_same_losses(mine, peers):
+    pairs = list(zip(mine["losses"], peers["losses"]))
+    assert pairs and all(abs(a / b - 1) < 1e-3 for a, b in pairs), f"the two do not compute the same: losses {pairs}"
 
 
 def speed(args, folder):
     results = []
     for name, rows, tokens in (("13M", 4, 512), ("53M", 1, 2048)):
         batch = token_ids(rows, tokens)
+        make(folder, MODELS[name])
         rounds = []
         for _ in range(args.rounds):
-            mine, _, _ = ours(args.binary, folder, MODELS[name], batch, args.steps)
-            peers = theirs(folder, MODELS[name], batch, args.steps, False)
-            rounds.append([rows * tokens / statistics.median(seconds[WARM_UP:]) for seconds in (mine, peers["seconds"])])
+            mine, peers = ours(args.binary, folder, batch, args.steps), theirs(folder, batch, args.steps, "eager")
+            require_same_losses(mine, peers)
+            rounds.append([rows * tokens / statistics.median(side["seconds"][WARM_UP:]) for side in (mine, peers)])
         mine, their = (statistics.median(column) for column in zip(*rounds))
         results.append(dict(model=name, parameters=peers["parameters"], rows=rows, tokens=tokens, ours=mine, transformers=their, ratio=mine / their, rounds=rounds))
         print(f"{name} {rows} x {tokens}: {mine:.0f} tokens/s, transformers {their:.0f}, ratio {mine / their:.2f}", flush=True)
@@ -129,18 +146,20 @@ def speed(args, folder):
 def memory(args, folder):
     results = []
     gib = lambda count: f"{count / 2**30:.2f} GiB"
+    make(folder, MODELS["53M"])
     for tokens in args.tokens:
         batch = token_ids(1, tokens)
-        _, peak, _ = ours(args.binary, folder, MODELS["53M"], batch, 2)
-        results.append(dict(tokens=tokens, ours=peak))
-        print(f"53M 1 x {tokens}: {gib(peak)}", flush=True)
-        for checkpointing in (False, True):
-            name = "transformers, checkpointing" if checkpointing else "transformers"
+        mine = ours(args.binary, folder, batch, 2)
+        results.append(dict(tokens=tokens, ours=mine["peak"]))
+        print(f"53M 1 x {tokens}: {gib(mine['peak'])}", flush=True)
+        for attention, checkpointing in (("eager", False), ("eager", True), ("sdpa", False)):
+            name = f"transformers, {attention}" + (", checkpointing" if checkpointing else "")
             try:
-                peers = theirs(folder, MODELS["53M"], batch, 2, checkpointing)
+                peers = theirs(folder, batch, 2, attention, checkpointing)
             except subprocess.CalledProcessError as error:
                 print(f"  {name}: {error.stderr.decode().splitlines()[-1][:120]}", flush=True)
                 continue
+            require_same_losses(mine, peers)
             results[-1][name] = peers["peak"]
             print(f"  {name}: {gib(peers['peak'])}, of which {gib(peers['baseline'])} before the model", flush=True)
     if len(results) > 1:
