@@ -19,6 +19,10 @@ pub struct CheckpointArgs {
 }
 
 pub fn run(args: CheckpointArgs) -> Result<()> {
+    if !args.dir.is_dir() {
+        return Err(Error::usage(format!("{}: no such folder", args.dir.display()))
+            .help("give the folder of a run, or one of its checkpoints: RUN/checkpoints/step-…"));
+    }
     let checkpoints = RunFolder::checkpoints_of(&args.dir);
     let steps = checkpoints.steps()?;
     if steps.is_empty() {

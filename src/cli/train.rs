@@ -154,7 +154,7 @@ fn require_disk(engine: &Engine, config: &Config, folder: &RunFolder, steps: Ste
     let (checkpoint, count) = (checkpoint_bytes(engine), steps.total.div_ceil(period).min(config.train.keep.saturating_add(1)));
     let model: usize = engine.model_tensors(DType::F32).iter().map(|tensor| tensor.bytes()).sum();
     let needed = checkpoint.saturating_mul(count).saturating_add(model);
-    say!("disk: {} for {count} checkpoints of {} and the model", format_bytes(needed), format_bytes(checkpoint))?;
+    say!("disk: {}: {count} × {} of checkpoints, and the model", format_bytes(needed), format_bytes(checkpoint))?;
     let reused = checkpoint * folder.checkpoints().steps()?.len() + if folder.model().exists() { model } else { 0 };
     match free_space(&folder.path) {
         Some(free) if free < needed.saturating_sub(reused) as u64 => Err(Error::does_not_fit(format!(
@@ -428,15 +428,16 @@ fn exported_dtype(config: &Config, source: &Path) -> Result<DType> {
 
 fn summarise(outcome: &Outcome, engine: &Engine, model: &Path) -> Result<()> {
     let flops = 6.0 * engine.state.model.layout.parameter_count() as f64 * outcome.tokens as f64;
+    // A run that only exported has no step of its own.
     if let Some(last) = &outcome.last {
         say!("done: {} steps, last loss {:.4}", last.step, last.loss)?;
+        say!(
+            "trained {} tokens in {} ({:.0} tokens/s, {:.0} GFLOP/s without attention)",
+            outcome.tokens,
+            clock(outcome.seconds),
+            outcome.tokens as f64 / outcome.seconds,
+            flops / outcome.seconds / 1e9
+        )?;
     }
-    say!(
-        "trained {} tokens in {} ({:.0} tokens/s, {:.0} GFLOP/s without attention)",
-        outcome.tokens,
-        clock(outcome.seconds),
-        outcome.tokens as f64 / outcome.seconds,
-        flops / outcome.seconds / 1e9
-    )?;
     say!("model: {}", model.display())
 }

@@ -136,8 +136,9 @@ impl Checkpoint {
 }
 
 fn at_checkpoint(error: Error) -> Error {
-    Error { kind: Kind::Checkpoint, help: None, ..error }
-        .help("use another checkpoint with --resume PATH, or start over with --overwrite")
+    Error { kind: Kind::Checkpoint, help: None, ..error }.help(
+        "`train` goes on from an older checkpoint by itself, --resume PATH from the one it names, --overwrite starts over",
+    )
 }
 
 fn read_manifest(path: &Path) -> Result<Manifest> {

@@ -122,11 +122,11 @@ impl RunFolder {
             return Err(Error::usage(format!("--overwrite would delete {shown}, which --resume names"))
                 .help("leave --overwrite out, or choose another output.dir"));
         }
+        let checkpoint = Checkpoint::open(path)?;
         if used && !inside {
             return Err(Error::usage(format!("{}: output.dir holds another run than --resume {shown}", self.path.display()))
                 .help("choose a new output.dir; --overwrite deletes that run"));
         }
-        let checkpoint = Checkpoint::open(path)?;
         refuse_differences(&checkpoint.config()?, path, config, storage).map_err(|error| {
             error
                 .context(format!("--resume {shown} has another configuration"))

@@ -172,6 +172,45 @@ mod tests {
         assert_eq!(crc32c::crc32c(b"123456789"), 0xe306_9283);
     }
 
+    /// Tags and values of the last record of the only file in a folder.
+    fn last_values(folder: &Path) -> Vec<(String, f32)> {
+        let entry = std::fs::read_dir(folder).unwrap().next().unwrap().unwrap();
+        let records = records(&std::fs::read(entry.path()).unwrap());
+        let event = fields(records.last().unwrap());
+        let (_, summary) = event.iter().find(|(field, _)| *field == 5).unwrap();
+        let value = |(_, value): &(u64, Vec<u8>)| {
+            let value = fields(value);
+            (String::from_utf8(value[0].1.clone()).unwrap(), f32::from_le_bytes(value[1].1[..].try_into().unwrap()))
+        };
+        fields(summary).iter().map(value).collect()
+    }
+
+    #[test]
+    fn every_number_has_its_tag() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut events = Events::create(folder.path(), 1).unwrap();
+        let record = StepRecord {
+            step: 3,
+            epoch: 0.5,
+            loss: 2.0,
+            grad_norm: 3.0,
+            skipped: false,
+            lr: 4.0,
+            tokens: 1,
+            supervised_tokens: 1,
+            tokens_per_s: 5.0,
+            mfu: Some(0.25),
+            memory: 1,
+            seconds: 1.0,
+        };
+        events.step(&record).unwrap();
+        let expected = [("loss", 2.0), ("grad_norm", 3.0), ("lr", 4.0), ("epoch", 0.5), ("tokens_per_s", 5.0), ("mfu", 0.25)];
+        let expected = expected.map(|(name, value)| (format!("train/{name}"), value));
+        assert_eq!(last_values(folder.path()), expected);
+        events.evaluation(&EvalRecord { step: 3, epoch: 0.5, eval_loss: 1.5, tokens: 1, supervised_tokens: 1 }).unwrap();
+        assert_eq!(last_values(folder.path()), [("eval/loss".to_string(), 1.5)]);
+    }
+
     #[test]
     fn what_is_written_reads_back() {
         let folder = tempfile::tempdir().unwrap();
