@@ -96,12 +96,14 @@ fn end(mut child: Child) -> (i32, String) {
 
 #[test]
 fn a_signal_saves_and_exits_with_75_and_the_same_command_goes_on() {
+    // Long enough that no signal comes too late.
+    let long = ["-s", "train.epochs=30"];
     let reference = Setup::new("");
-    succeed(reference.train(&[]));
+    succeed(reference.train(&long));
     let expected = result(&reference.run_folder());
     let setup = Setup::new("");
-    for (name, step) in [("-TERM", "step 2/"), ("-INT", "step 9/")] {
-        let mut child = setup.spawn(&[]);
+    for (name, step) in [("-TERM", "step 2/"), ("-INT", "step 30/")] {
+        let mut child = setup.spawn(&long);
         wait_for(&mut child, step);
         signal(&child, name);
         let (code, error) = end(child);
@@ -109,10 +111,10 @@ fn a_signal_saves_and_exits_with_75_and_the_same_command_goes_on() {
         let said = format!("stopped by SIG{} after step ", &name[1..]);
         assert!(error.starts_with(&said) && error.contains("checkpoints/step-0000") && !error.contains("error:"), "{error}");
     }
-    let output = succeed(setup.train(&[]));
+    let output = succeed(setup.train(&long));
     assert!(output.contains("continuing after step "), "{output}");
     assert!(result(&setup.run_folder()) == expected);
-    assert!(succeed(setup.train(&[])).contains("finished run"));
+    assert!(succeed(setup.train(&long)).contains("finished run"));
 }
 
 /// Steps of one long micro-batch: the first signal waits for its end, the second does not.
@@ -197,18 +199,19 @@ fn a_full_disk_is_told_and_spoils_nothing() {
 #[test]
 fn leftovers_are_removed_and_nothing_else() {
     let setup = Setup::new("");
-    let mut child = setup.spawn(&[]);
+    let long = ["-s", "train.epochs=30"];
+    let mut child = setup.spawn(&long);
     wait_for(&mut child, "step 5/");
     signal(&child, "-TERM");
     assert_eq!(end(child).0, 75);
     let run = setup.run_folder();
     fs::create_dir(run.join("checkpoints/.step-00000077.tmp")).unwrap();
     fs::create_dir(run.join(".model.tmp")).unwrap();
-    succeed(setup.train(&[]));
+    succeed(setup.train(&long));
     assert_eq!(checkpoints(&run).len(), 2);
     assert!(!run.join(".model.tmp").exists());
     // Between looking at the folder and writing to it.
-    let mut child = setup.spawn(&["--overwrite"]);
+    let mut child = setup.spawn(&["--overwrite", "-s", "train.max_steps=2"]);
     wait_for(&mut child, "model: ");
     fs::write(run.join("notes.txt"), "mine").unwrap();
     let (code, error) = end(child);
