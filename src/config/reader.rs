@@ -345,7 +345,13 @@ impl Section<'_, '_> {
     /// Refuses `what`, a value of `key` that this version does not implement.
     pub fn unimplemented(&mut self, key: &str, what: &str) {
         let error = Error::usage(format!("`{}{key}`: {what} is not implemented in this version", self.prefix));
-        self.report(key, error.help("leave the key out to use its default"));
+        self.report(
+            key,
+            error.help(
+                "it comes with ZeRO-3; until then memory.recompute = \"block\", optimizer.state = \"int8\", optimizer.master = \"stochastic\" \
+                 and a smaller train.micro_tokens save memory",
+            ),
+        );
     }
 
     fn report(&mut self, key: &str, error: Error) {

@@ -220,8 +220,8 @@ impl RunFolder {
             }
             // The mark of whose folder it is stays until the new one replaces it.
             _ => {
-                let old = self.names()?.into_iter().filter(|name| is_ours(name) && name != CONFIG);
-                old.map(|name| remove(&self.path.join(name))).collect::<Result<()>>()?;
+                let mut old = self.names()?.into_iter().filter(|name| is_ours(name) && name != CONFIG);
+                old.try_for_each(|name| remove(&self.path.join(name)))?;
             }
         }
         let text = Self::config_text(config, storage);
