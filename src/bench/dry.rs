@@ -64,6 +64,9 @@ impl Launcher for Dry {
     fn allocator(&self) -> &dyn Allocator {
         &self.memory
     }
+    fn host_allocator(&self) -> &dyn Allocator {
+        &self.memory
+    }
     /// Notes of its own.
     fn on(&self, _stream: Stream) -> Box<dyn Launcher> {
         Box::new(Dry::default())

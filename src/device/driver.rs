@@ -36,8 +36,10 @@ pub(super) const SYMBOLS: &[&str] = &[
     "cuInit",
     "cuLaunchKernel",
     "cuMemAlloc_v2",
+    "cuMemFreeHost",
     "cuMemFree_v2",
     "cuMemGetInfo_v2",
+    "cuMemHostAlloc",
     "cuMemcpyDtoDAsync_v2",
     "cuMemcpyDtoHAsync_v2",
     "cuMemcpyHtoDAsync_v2",
@@ -131,6 +133,7 @@ pub struct Driver {
 struct Gpu {
     info: DeviceInfo,
     allocator: DeviceAllocator,
+    pinned: PinnedHost,
     context: Arc<Context>,
     /// The module that holds each kernel with code for this GPU.
     modules: HashMap<&'static str, sys::CUmodule>,
@@ -168,7 +171,8 @@ impl Driver {
         }
         let context = Arc::new(context);
         let allocator = DeviceAllocator { context: context.clone(), regions: AtomicUsize::new(0) };
-        let gpu = Gpu { info, allocator, context, modules, kernels: Mutex::default(), last_kernel: Mutex::default() };
+        let pinned = PinnedHost { context: context.clone() };
+        let gpu = Gpu { info, allocator, pinned, context, modules, kernels: Mutex::default(), last_kernel: Mutex::default() };
         Ok(Driver { gpu: gpu.into(), stream: Stream::Compute })
     }
 
@@ -303,6 +307,10 @@ impl Launcher for Driver {
         &self.gpu.allocator
     }
 
+    fn host_allocator(&self) -> &dyn Allocator {
+        &self.gpu.pinned
+    }
+
     fn on(&self, stream: Stream) -> Box<dyn Launcher> {
         Box::new(Driver { gpu: self.gpu.clone(), stream })
     }
@@ -351,19 +359,31 @@ impl Launcher for Driver {
     }
 
     fn copy(&self, x: View, out: ViewMut) -> Result<()> {
-        expect_device("copy", x.space(), out.space())?;
         expect_bytes("copy", x.bytes(), out.bytes())?;
         self.gpu.bind()?;
-        // SAFETY: both views are device memory of this many bytes, and live until the stream has passed the copy, since
-        // regions are freed only after a synchronisation.
-        let copied = unsafe { result::memcpy_dtod_async(out.address(), x.address(), x.bytes(), self.handle()) };
-        copied.map_err(|e| self.gpu.failed("a copy on the device", e))
+        let (from, to, bytes, stream) = (x.address(), out.address(), x.bytes(), self.handle());
+        // SAFETY: both views are memory of this many bytes, of the kind that the call is for, and live until the stream has passed the copy,
+        // since regions are freed only after a synchronisation.
+        let copied = unsafe {
+            match (x.space(), out.space()) {
+                (Space::Device, Space::Device) => result::memcpy_dtod_async(to, from, bytes, stream),
+                (Space::Pinned, Space::Device) => sys::cuMemcpyHtoDAsync_v2(to, from as *const c_void, bytes, stream).result(),
+                (Space::Device, Space::Pinned) => sys::cuMemcpyDtoHAsync_v2(to as *mut c_void, from, bytes, stream).result(),
+                (from, to) => return Err(Error::internal(format!("copy: from {from:?} to {to:?} memory"))),
+            }
+        };
+        copied.map_err(|e| self.gpu.failed("a copy", e))
     }
 
     fn upload(&self, bytes: &[u8], out: ViewMut) -> Result<()> {
-        expect_device("upload", out.space(), out.space())?;
         expect_bytes("upload", bytes.len(), out.bytes())?;
         self.gpu.bind()?;
+        if out.space() == Space::Pinned {
+            self.finish()?;
+            out.raw_bytes().copy_from_slice(bytes);
+            return Ok(());
+        }
+        expect_device("upload", out.space(), out.space())?;
         // SAFETY: the sizes are equal, and `bytes` outlives the copy because we wait for it.
         unsafe { result::memcpy_htod_async(out.address(), bytes, self.handle()) }
             .map_err(|e| self.gpu.failed("copying to the device", e))?;
@@ -371,9 +391,14 @@ impl Launcher for Driver {
     }
 
     fn download(&self, x: View, out: &mut [u8]) -> Result<()> {
-        expect_device("download", x.space(), x.space())?;
         expect_bytes("download", x.bytes(), out.len())?;
         self.gpu.bind()?;
+        if x.space() == Space::Pinned {
+            self.finish()?;
+            out.copy_from_slice(x.raw_bytes());
+            return Ok(());
+        }
+        expect_device("download", x.space(), x.space())?;
         // SAFETY: the sizes are equal, and `out` outlives the copy because we wait for it.
         unsafe { result::memcpy_dtoh_async(out, x.address(), self.handle()) }
             .map_err(|e| self.gpu.failed("copying from the device", e))?;
@@ -479,6 +504,50 @@ impl Allocator for DeviceAllocator {
 
     fn regions(&self) -> usize {
         self.regions.load(Ordering::Relaxed)
+    }
+}
+
+/// Page-locked host memory, which copies reach at full speed while the CPU goes on.
+struct PinnedHost {
+    context: Arc<Context>,
+}
+
+impl Allocator for PinnedHost {
+    fn region(&self, bytes: usize) -> Result<Arc<Region>> {
+        let reserve = || {
+            self.context.bind()?;
+            // SAFETY: fresh memory of at least one byte, zeroed before anyone can see its address.
+            unsafe {
+                let address = result::malloc_host(bytes.max(1), 0)?;
+                let block = PinnedBlock { address, context: self.context.clone() };
+                std::ptr::write_bytes(address as *mut u8, 0, bytes);
+                Ok(Arc::new(Region::new(address as u64, bytes, Space::Pinned, Box::new(block))))
+            }
+        };
+        reserve().map_err(|error: DriverError| {
+            let error = failed(&format!("reserving {} of page-locked host memory", format_bytes(bytes)), error);
+            Error { kind: Kind::DoesNotFit, ..error }
+                .help("offload less (memory.offload), or raise the limit of locked memory (ulimit -l)")
+        })
+    }
+}
+
+struct PinnedBlock {
+    address: *mut c_void,
+    context: Arc<Context>,
+}
+
+// SAFETY: the block is memory that this value owns; access goes through tensors, which borrow.
+unsafe impl Send for PinnedBlock {}
+unsafe impl Sync for PinnedBlock {}
+
+impl Drop for PinnedBlock {
+    /// Waits for all work first, so that no copy outlives its memory.
+    fn drop(&mut self) {
+        let _ = self.context.bind();
+        let _ = self.context.synchronize();
+        // SAFETY: allocated in `region`, freed once, after all work that was issued on it.
+        let _ = unsafe { result::free_host(self.address) };
     }
 }
 

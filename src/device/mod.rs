@@ -42,6 +42,8 @@ pub trait Launcher: Send {
     /// For people: "NVIDIA H200, driver 580.65" or "emulator".
     fn device(&self) -> String;
     fn allocator(&self) -> &dyn Allocator;
+    /// Host memory that `copy` reaches.
+    fn host_allocator(&self) -> &dyn Allocator;
     /// Bytes that can still be reserved; none where device memory is the host's.
     fn free_memory(&self) -> Result<Option<usize>> {
         Ok(None)
@@ -58,9 +60,9 @@ pub trait Launcher: Send {
     /// `params` must be the kernel's own parameter struct, and every address in it valid for what the kernel does with it.
     unsafe fn launch(&self, kernel: &str, launch: Launch, params: &[u8]) -> Result<()>;
     fn fill_bytes(&self, value: u8, out: ViewMut) -> Result<()>;
-    /// Copies on the device. Both have the same number of bytes.
+    /// Copies within the device's memory, or between it and memory of `host_allocator`. Both have the same number of bytes.
     fn copy(&self, x: View, out: ViewMut) -> Result<()>;
-    /// Copies from the host, and waits for it and all that was issued before on this stream.
+    /// Copies from anywhere on the host, and waits for it and all that was issued before on this stream.
     fn upload(&self, bytes: &[u8], out: ViewMut) -> Result<()>;
     /// Copies to the host, and waits likewise.
     fn download(&self, x: View, out: &mut [u8]) -> Result<()>;

@@ -12,7 +12,12 @@ use crate::error::Result;
 use crate::tensor::{Allocator, DType, View, ViewMut};
 use std::any::Any;
 
+/// A point in the order of a backend's work, from [`Ops::mark`].
+pub type Mark = Box<dyn Any>;
+
 /// A backend. Ops may run asynchronously in issue order; `download` and `synchronize` wait.
+///
+/// A device has two queues: [`Ops::beside`] gives the backend that issues to the second one, which runs beside the first as far as marks allow.
 pub trait Ops: Send {
     /// What runs the ops, for people: "CPU, 2 threads".
     fn device(&self) -> String;
@@ -48,12 +53,28 @@ pub trait Ops: Send {
     }
     /// Where tensors for this backend are reserved.
     fn allocator(&self) -> &dyn Allocator;
+    /// Where tensors are reserved that live in host memory, and that only `copy` moves.
+    fn host_allocator(&self) -> &dyn Allocator;
+
+    /// The same device with its second queue, which has no products: for transfers, and for sums that hide behind the computation.
+    fn beside(&self) -> &dyn Ops;
+    /// A point behind all that was issued to this queue.
+    fn mark(&self) -> Result<Mark> {
+        Ok(Box::new(()))
+    }
+    /// What is issued to this queue from now on starts after `mark`, which may be of the other queue.
+    fn wait(&self, _mark: &Mark) -> Result<()> {
+        Ok(())
+    }
+    /// Copies bytes of any type between or within the device's memory and its host memory.
+    fn copy(&self, x: View, out: ViewMut) -> Result<()>;
 
     fn fill(&self, out: ViewMut, value: f32) -> Result<()>;
     /// out += x, both f32 of one shape.
     fn add(&self, x: View, out: ViewMut) -> Result<()>;
     /// out = x of one shape: f32 or bf16 to f32 or bf16, rounded to nearest with ties to even.
     fn cast(&self, x: View, out: ViewMut) -> Result<()>;
+    /// Copies from anywhere in the program's memory, and waits for it.
     fn upload(&self, bytes: &[u8], out: ViewMut) -> Result<()>;
     fn download(&self, x: View, out: &mut [u8]) -> Result<()>;
     fn synchronize(&self) -> Result<()>;
@@ -71,6 +92,7 @@ pub trait Ops: Send {
     fn swiglu(&self, op: SwiGlu) -> Result<()>;
     fn swiglu_backward(&self, op: SwiGluBackward) -> Result<()>;
     fn classifier(&self, op: Classifier) -> Result<()>;
+    fn accumulate(&self, op: Accumulate) -> Result<()>;
     fn square_sums(&self, op: SquareSums) -> Result<()>;
     fn adamw(&self, op: AdamW) -> Result<()>;
 }

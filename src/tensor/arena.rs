@@ -37,6 +37,55 @@ impl Ledger {
     }
 }
 
+/// What is reserved on the device and in host memory.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Ledgers {
+    pub device: Ledger,
+    pub host: Ledger,
+}
+
+impl Ledgers {
+    pub fn total(&self) -> usize {
+        self.device.total() + self.host.total()
+    }
+}
+
+/// Where a job's tensors are cut: most on the device, what is offloaded in host memory.
+pub struct Arenas {
+    pub device: Arena,
+    pub host: Arena,
+}
+
+impl Arenas {
+    pub fn dry() -> Self {
+        Arenas { device: Arena::dry(), host: Arena::dry() }
+    }
+
+    /// Runs `build` dry to measure it, reserves exactly that much of both memories and runs it again.
+    pub fn build<T>(
+        device: &dyn Allocator,
+        host: &dyn Allocator,
+        build: impl Fn(&mut Arenas) -> Result<T>,
+    ) -> Result<(T, Ledgers)> {
+        let mut dry = Arenas::dry();
+        build(&mut dry)?;
+        let Ledgers { device: on_device, host: on_host } = dry.ledgers();
+        let mut arenas =
+            Arenas { device: Arena::reserve(device, on_device.total())?, host: Arena::reserve(host, on_host.total())? };
+        let built = build(&mut arenas)?;
+        Ok((built, arenas.ledgers()))
+    }
+
+    /// The host's arena for what is offloaded, else the device's.
+    pub fn home(&mut self, offloaded: bool) -> &mut Arena {
+        if offloaded { &mut self.host } else { &mut self.device }
+    }
+
+    pub fn ledgers(&self) -> Ledgers {
+        Ledgers { device: self.device.ledger.clone(), host: self.host.ledger.clone() }
+    }
+}
+
 /// Cuts tensors from one region, first to last; nothing is freed before the arena and all its tensors are gone.
 ///
 /// A *dry* arena reserves nothing and only keeps the ledger: the code that builds an engine is run on a dry arena to

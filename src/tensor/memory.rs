@@ -10,10 +10,19 @@ use std::sync::Arc;
 pub enum Space {
     /// Addressable by the CPU (the CPU backend, the emulator, staging buffers).
     Host,
+    /// Addressable by the CPU, and by the copies of a device, whose kernels never see it.
+    Pinned,
     /// Addressable by a GPU only.
     Device,
     /// Nowhere: a region that is only measured.
     Dry,
+}
+
+impl Space {
+    /// Whether the CPU reads and writes it.
+    pub fn is_host(self) -> bool {
+        matches!(self, Space::Host | Space::Pinned)
+    }
 }
 
 /// A span of memory that its owner keeps alive. Regions never move or grow.
@@ -45,8 +54,11 @@ pub trait Allocator {
     }
 }
 
-/// Host memory, aligned for vector loads. Pages are committed when first touched.
+/// Host memory, aligned for vector loads and committed at once: what is reserved cannot run out later.
 pub struct HostAllocator;
+
+/// The same, for what a device copies from and to.
+pub struct PinnedAllocator;
 
 pub(super) const ALIGNMENT: usize = 1024;
 
@@ -68,15 +80,37 @@ impl Drop for HostBlock {
 
 impl Allocator for HostAllocator {
     fn region(&self, bytes: usize) -> Result<Arc<Region>> {
-        let too_big = || Error::does_not_fit(format!("cannot reserve {} of host memory", super::format_bytes(bytes)));
-        let layout = Layout::from_size_align(bytes.max(ALIGNMENT), ALIGNMENT).map_err(|_| too_big())?;
-        // SAFETY: the layout is not empty.
-        let pointer = unsafe { alloc_zeroed(layout) };
-        if pointer.is_null() {
-            return Err(too_big());
-        }
-        let block = HostBlock { pointer, layout };
-        // SAFETY: the block owns these bytes until it is dropped.
-        Ok(Arc::new(unsafe { Region::new(pointer as u64, bytes, Space::Host, Box::new(block)) }))
+        host_region(bytes, Space::Host)
+    }
+}
+
+impl Allocator for PinnedAllocator {
+    fn region(&self, bytes: usize) -> Result<Arc<Region>> {
+        host_region(bytes, Space::Pinned)
+    }
+}
+
+fn host_region(bytes: usize, space: Space) -> Result<Arc<Region>> {
+    let too_big = || Error::does_not_fit(format!("cannot reserve {} of host memory", super::format_bytes(bytes)));
+    let layout = Layout::from_size_align(bytes.max(ALIGNMENT), ALIGNMENT).map_err(|_| too_big())?;
+    // SAFETY: the layout is not empty.
+    let pointer = unsafe { alloc_zeroed(layout) };
+    if pointer.is_null() {
+        return Err(too_big());
+    }
+    let block = HostBlock { pointer, layout };
+    commit(pointer, bytes);
+    // SAFETY: the block owns these bytes until it is dropped.
+    Ok(Arc::new(unsafe { Region::new(pointer as u64, bytes, space, Box::new(block)) }))
+}
+
+/// Touches the whole pages of fresh memory, many at a time. A kernel that cannot (before Linux 5.14) commits them when they are first used.
+fn commit(pointer: *mut u8, bytes: usize) {
+    const PAGE: usize = 4096;
+    let begin = (pointer as usize).next_multiple_of(PAGE);
+    let pages = (pointer as usize + bytes).saturating_sub(begin) / PAGE;
+    if pages > 0 {
+        // SAFETY: the pages are ours, zeroed and used by nobody yet; populating them changes no byte.
+        let _ = unsafe { rustix::mm::madvise(begin as *mut _, pages * PAGE, rustix::mm::Advice::LinuxPopulateWrite) };
     }
 }

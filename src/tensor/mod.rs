@@ -6,9 +6,9 @@ mod memory;
 mod shape;
 mod view;
 
-pub use arena::{Arena, Ledger, LedgerEntry};
+pub use arena::{Arena, Arenas, Ledger, LedgerEntry, Ledgers};
 pub use dtype::DType;
-pub use memory::{Allocator, HostAllocator, Region, Space};
+pub use memory::{Allocator, HostAllocator, PinnedAllocator, Region, Space};
 pub use shape::Shape;
 pub use view::{Tensor, View, ViewMut};
 

@@ -77,6 +77,14 @@ impl Tensor {
         ViewMut { view: self.view(), life: PhantomData }
     }
 
+    /// Writes through a shared borrow.
+    ///
+    /// # Safety
+    /// Until the result is gone, nobody else may read or write these elements, but in an order that the caller keeps by other means.
+    pub unsafe fn alias_mut(&self) -> ViewMut<'_> {
+        ViewMut { view: self.view(), life: PhantomData }
+    }
+
     /// The first `n` rows.
     pub fn rows(&self, n: usize) -> View<'_> {
         self.view().rows(0..n)
@@ -132,6 +140,12 @@ impl<'a> View<'a> {
         View { shape, ..self }
     }
 
+    /// The same bytes as one row of elements of another type.
+    pub fn reinterpret(self, dtype: DType) -> View<'a> {
+        assert!(self.bytes().is_multiple_of(dtype.size()), "{} bytes are no {dtype} elements", self.bytes());
+        View { dtype, shape: Shape::new(&[self.bytes() / dtype.size()]), ..self }
+    }
+
     pub fn f32(self) -> &'a [f32] {
         self.host_slice(DType::F32)
     }
@@ -142,7 +156,7 @@ impl<'a> View<'a> {
         self.host_slice(DType::I32)
     }
     pub fn raw_bytes(self) -> &'a [u8] {
-        assert_eq!(self.space, Space::Host, "only host memory can be read by the CPU");
+        assert!(self.space.is_host(), "only host memory can be read by the CPU");
         // SAFETY: host memory of this many bytes, initialised by its allocator, borrowed for 'a.
         unsafe { std::slice::from_raw_parts(self.address as *const u8, self.bytes()) }
     }
@@ -195,6 +209,10 @@ impl<'a> ViewMut<'a> {
     pub fn into_shape(self, shape: &[usize]) -> ViewMut<'a> {
         ViewMut { view: self.view.reshape(shape), life: PhantomData }
     }
+    /// The same bytes as one row of elements of another type.
+    pub fn reinterpret(self, dtype: DType) -> ViewMut<'a> {
+        ViewMut { view: self.view.reinterpret(dtype), life: PhantomData }
+    }
     /// Two disjoint halves along the first dimension.
     pub fn split_rows(self, at: usize) -> (ViewMut<'a>, ViewMut<'a>) {
         let rows = self.view.shape[0];
@@ -212,7 +230,7 @@ impl<'a> ViewMut<'a> {
         self.host_slice(DType::I32)
     }
     pub fn raw_bytes(self) -> &'a mut [u8] {
-        assert_eq!(self.view.space, Space::Host, "only host memory can be written by the CPU");
+        assert!(self.view.space.is_host(), "only host memory can be written by the CPU");
         // SAFETY: host memory of this many bytes, borrowed exclusively for 'a.
         unsafe { std::slice::from_raw_parts_mut(self.view.address as *mut u8, self.view.bytes()) }
     }

@@ -66,6 +66,8 @@ int cuMemAlloc_v2(uint64_t *address, size_t bytes) {
 }
 int cuMemGetInfo_v2(size_t *free, size_t *total) { return *free = (size_t)setting("FAKE_CUDA_FREE_MIB", 1 << 17) << 20, *total = (size_t)1 << 37, bound(SUCCESS); }
 int cuMemFree_v2(uint64_t address) { return free((void *)address), SUCCESS; }
+int cuMemHostAlloc(void **address, size_t bytes, unsigned flags) { return (void)flags, *address = calloc(1, bytes), bound(*address ? SUCCESS : INVALID_VALUE); }
+int cuMemFreeHost(void *address) { return free(address), SUCCESS; }
 int cuMemsetD8Async(uint64_t address, unsigned char value, size_t bytes, void *stream) {
     return memset((void *)address, value, bytes), bound(stream ? SUCCESS : INVALID_VALUE);
 }

@@ -17,10 +17,27 @@ pub type Moment = Arc<OnceLock<Instant>>;
 
 /// What a stream does next. Addresses are valid until all work was done: memory waits for that before it goes.
 pub enum Work {
-    Launch { kernel: &'static KernelEntry, launch: Launch, params: Vec<u8> },
-    Fill { value: u8, to: u64, bytes: usize },
-    Copy { from: u64, to: u64, bytes: usize },
-    Upload { data: Vec<u8>, to: u64 },
+    Launch {
+        kernel: &'static KernelEntry,
+        launch: Launch,
+        params: Vec<u8>,
+    },
+    Fill {
+        value: u8,
+        to: u64,
+        bytes: usize,
+    },
+    Copy {
+        from: u64,
+        to: u64,
+        bytes: usize,
+        /// Into the device's own memory, not the host's.
+        known: bool,
+    },
+    Upload {
+        data: Vec<u8>,
+        to: u64,
+    },
     Record(Moment),
     Wait(Moment),
 }
@@ -141,8 +158,10 @@ impl Machine {
                 // SAFETY: within a buffer, as was just found.
                 unsafe { std::ptr::write_bytes(to as *mut u8, value, bytes) }
             }
-            Work::Copy { from, to, bytes } => {
-                note_written(&mut buffers, to, bytes)?;
+            Work::Copy { from, to, bytes, known } => {
+                if known {
+                    note_written(&mut buffers, to, bytes)?;
+                }
                 // SAFETY: as above; the source was a view's memory, which is not freed before its work is done.
                 unsafe { std::ptr::copy(from as *const u8, to as *mut u8, bytes) }
             }

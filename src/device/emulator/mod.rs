@@ -16,7 +16,7 @@ mod warp;
 
 use super::{Event, Launch, Launcher, Stream, expect_bytes};
 use crate::error::{Error, Result};
-use crate::tensor::{Allocator, View, ViewMut};
+use crate::tensor::{Allocator, PinnedAllocator, Space, View, ViewMut};
 use machine::{Machine, Moment, Work};
 use std::any::Any;
 use std::ffi::{CStr, c_char, c_void};
@@ -71,6 +71,10 @@ impl Launcher for Emulator {
         &self.machine
     }
 
+    fn host_allocator(&self) -> &dyn Allocator {
+        &PinnedAllocator
+    }
+
     fn on(&self, stream: Stream) -> Box<dyn Launcher> {
         self.machine.open(stream);
         Box::new(Emulator { machine: self.machine.clone(), kernels: self.kernels, stream })
@@ -93,11 +97,17 @@ impl Launcher for Emulator {
 
     fn copy(&self, x: View, out: ViewMut) -> Result<()> {
         expect_bytes("copy", x.bytes(), out.bytes())?;
-        self.machine.issue(self.stream, Work::Copy { from: x.address(), to: out.address(), bytes: x.bytes() })
+        let known = out.space() != Space::Pinned;
+        self.machine.issue(self.stream, Work::Copy { from: x.address(), to: out.address(), bytes: x.bytes(), known })
     }
 
     fn upload(&self, bytes: &[u8], out: ViewMut) -> Result<()> {
         expect_bytes("upload", bytes.len(), out.bytes())?;
+        if out.space() == Space::Pinned {
+            self.machine.finish(self.stream)?;
+            out.raw_bytes().copy_from_slice(bytes);
+            return Ok(());
+        }
         self.machine.issue(self.stream, Work::Upload { data: bytes.to_vec(), to: out.address() })?;
         self.machine.finish(self.stream)
     }

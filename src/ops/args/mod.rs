@@ -20,7 +20,7 @@ pub use attention::{Attention, AttentionBackward, CacheUse, CachedAttention, Hea
 pub use classifier::{Classifier, ClassifierGradients, IGNORE};
 pub use embedding::{Embedding, EmbeddingBackward};
 pub use gemm::{BiasBackward, Gemm, GemmDesc, Operand};
-pub use optimizer::{AdamW, AdamWFactors, Master, Moment, SQUARE_SUMS_CHUNK, SquareSums};
+pub use optimizer::{Accumulate, AdamW, AdamWFactors, Master, Moment, SQUARE_SUMS_CHUNK, SquareSums};
 pub use rms_norm::{Residual, RmsNorm, RmsNormBackward};
 pub use rope::Rope;
 pub use swiglu::{SwiGlu, SwiGluBackward};

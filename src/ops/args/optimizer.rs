@@ -30,6 +30,37 @@ impl SquareSums<'_> {
     }
 }
 
+/// out += x: the contribution of one micro-batch joins the gradient.
+///
+/// A bf16 `out` takes `x` rounded to bf16, to nearest even, as it would arrive from another rank. Their sum in f32 is rounded stochastically: up in magnitude where
+/// the lowest 16 of the element's random bits (`ops::philox`, a function of (seed, draw, first + i)) carry into the upper half.
+pub struct Accumulate<'a> {
+    /// [N] f32; or bf16 where `out` is.
+    pub x: View<'a>,
+    /// [N] f32 or bf16, added to.
+    pub out: ViewMut<'a>,
+    pub seed: u64,
+    /// Which of the sums under this seed it is.
+    pub draw: u64,
+    /// The place of element 0 among all parameters of the model: even, because neighbours share a draw.
+    pub first: u64,
+}
+
+impl Accumulate<'_> {
+    pub fn check(&self) -> Result<()> {
+        const OP: &str = "accumulate";
+        expect_shape(OP, "x", self.x.shape(), self.out.shape())?;
+        let known =
+            matches!((self.x.dtype(), self.out.dtype()), (DType::F32, DType::F32 | DType::Bf16) | (DType::Bf16, DType::Bf16));
+        expect(OP, known, || format!("{} is added to {}", self.x.dtype(), self.out.dtype()))?;
+        expect(OP, self.first.is_multiple_of(2), || format!("element 0 is number {}, which is odd", self.first))
+    }
+
+    pub fn cost(&self) -> Cost {
+        Cost { flops: self.x.elements() as f64, bytes: (self.x.bytes() + 2 * self.out.bytes()) as f64 }
+    }
+}
+
 /// One AdamW update (Loshchilov & Hutter 2017, arXiv 1711.05101), in the order of operations of torch.optim.AdamW, on one tensor:
 /// g = grad · grad_scale; p ·= 1 − lr·wd; m ← β₁m + (1−β₁)g; v ← β₂v + (1−β₂)g²;
 /// p −= lr/(1−β₁ᵏ) · m / (√(v/(1−β₂ᵏ)) + eps).

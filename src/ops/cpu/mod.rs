@@ -34,6 +34,17 @@ impl Ops for Cpu {
         &HostAllocator
     }
 
+    fn host_allocator(&self) -> &dyn Allocator {
+        &HostAllocator
+    }
+    fn beside(&self) -> &dyn Ops {
+        self
+    }
+    fn copy(&self, x: View, out: ViewMut) -> Result<()> {
+        out.raw_bytes().copy_from_slice(x.raw_bytes());
+        Ok(())
+    }
+
     fn fill(&self, out: ViewMut, value: f32) -> Result<()> {
         out.f32().fill(value);
         Ok(())
@@ -103,6 +114,9 @@ impl Ops for Cpu {
     }
     fn classifier(&self, op: Classifier) -> Result<()> {
         classifier::classifier(self, op)
+    }
+    fn accumulate(&self, op: Accumulate) -> Result<()> {
+        optimizer::accumulate(op)
     }
     fn square_sums(&self, op: SquareSums) -> Result<()> {
         optimizer::square_sums(op)

@@ -4,10 +4,38 @@ use super::math::{sum_of, vectorised};
 use super::moments::{self, Kind};
 use crate::error::Result;
 use crate::ops::philox::pair_bits;
-use crate::ops::{AdamW, AdamWFactors, Master, Moment, SQUARE_SUMS_CHUNK, SquareSums};
+use crate::ops::{Accumulate, AdamW, AdamWFactors, Master, Moment, SQUARE_SUMS_CHUNK, SquareSums};
 use crate::tensor::{DType, View, ViewMut};
 use half::bf16;
 use rayon::prelude::*;
+
+pub fn accumulate(op: Accumulate) -> Result<()> {
+    op.check()?;
+    let Accumulate { x, out, seed, draw, first } = op;
+    if out.dtype() == DType::F32 {
+        let chunks = out.f32().par_chunks_mut(CHUNK).zip(x.f32().par_chunks(CHUNK));
+        chunks.for_each(|(out, x)| out.iter_mut().zip(x).for_each(|(out, x)| *out += x));
+        return Ok(());
+    }
+    let chunks = out.bf16().par_chunks_mut(CHUNK).zip(grad_chunks(x)).enumerate();
+    chunks.for_each(|(chunk, (out, x))| {
+        let mut sums = [0.0f32; BLOCK];
+        let mut bits = [0u16; BLOCK];
+        for begin in (0..out.len()).step_by(BLOCK) {
+            let range = begin..out.len().min(begin + BLOCK);
+            let n = range.len();
+            for i in (0..n).step_by(2) {
+                let pair = pair_bits(seed, draw, first + (chunk * CHUNK + begin + i) as u64);
+                (bits[i], bits[i + 1]) = (pair[0] as u16, pair[1] as u16);
+            }
+            x.load(range.clone(), &mut sums[..n]);
+            let out = &mut out[range];
+            sums.iter_mut().zip(&*out).for_each(|(sum, out)| *sum = bf16::from_f32(*sum).to_f32() + out.to_f32());
+            moments::round(&sums[..n], &bits, out);
+        }
+    });
+    Ok(())
+}
 
 pub fn square_sums(op: SquareSums) -> Result<()> {
     op.check()?;

@@ -65,6 +65,16 @@ impl Ops for CpuBf16 {
         Cpu.allocator()
     }
 
+    fn host_allocator(&self) -> &dyn Allocator {
+        Cpu.host_allocator()
+    }
+    fn beside(&self) -> &dyn Ops {
+        self
+    }
+    fn copy(&self, x: View, out: ViewMut) -> Result<()> {
+        Cpu.copy(x, out)
+    }
+
     fn fill(&self, out: ViewMut, value: f32) -> Result<()> {
         updated(out, |out| Cpu.fill(out, value))
     }
@@ -218,6 +228,9 @@ impl Ops for CpuBf16 {
         classifier::classifier(self, op)
     }
 
+    fn accumulate(&self, op: Accumulate) -> Result<()> {
+        optimizer::accumulate(op)
+    }
     fn square_sums(&self, op: SquareSums) -> Result<()> {
         Cpu.square_sums(op)
     }

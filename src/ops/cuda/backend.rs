@@ -6,10 +6,10 @@ use super::gemm::CublasLt;
 use super::{
     adamw, attention, bias, cached_attention, classifier, elementwise, embedding, rms_norm, rope, square_sums, swiglu,
 };
-use crate::device::Launcher;
 use crate::device::driver::Driver;
 use crate::device::gpu::peak_bf16_flops;
 use crate::device::nvtx;
+use crate::device::{Event, Launcher, Stream};
 use crate::error::{Error, Result};
 use crate::ops::*;
 use crate::tensor::{Allocator, DType, Shape, Tensor, View, ViewMut};
@@ -17,11 +17,18 @@ use std::any::Any;
 
 pub struct Cuda {
     device: Device,
+    /// Of the first queue: the backend of the second.
+    beside: Option<Box<Cuda>>,
 }
 
 enum Device {
-    Gpu { driver: Box<Driver>, products: CublasLt },
+    Gpu {
+        driver: Box<Driver>,
+        products: CublasLt,
+    },
     Emulated(Box<dyn Launcher>),
+    /// The second queue, of either.
+    Beside(Box<dyn Launcher>),
 }
 
 impl Cuda {
@@ -31,18 +38,24 @@ impl Cuda {
     /// Errors: usage, if cuBLASLt is missing.
     pub fn on_gpu(driver: Driver) -> Result<Self> {
         let products = CublasLt::new(&driver)?;
-        Ok(Cuda { device: Device::Gpu { driver: Box::new(driver), products } })
+        let beside = Self::second_queue(&driver);
+        Ok(Cuda { device: Device::Gpu { driver: Box::new(driver), products }, beside })
     }
 
     /// Any other launcher, with products on the host.
     pub fn emulated(launcher: impl Launcher + 'static) -> Self {
-        Cuda { device: Device::Emulated(Box::new(launcher)) }
+        let beside = Self::second_queue(&launcher);
+        Cuda { device: Device::Emulated(Box::new(launcher)), beside }
+    }
+
+    fn second_queue(launcher: &dyn Launcher) -> Option<Box<Cuda>> {
+        Some(Box::new(Cuda { device: Device::Beside(launcher.on(Stream::Copy)), beside: None }))
     }
 
     fn launcher(&self) -> &dyn Launcher {
         match &self.device {
             Device::Gpu { driver, .. } => driver.as_ref(),
-            Device::Emulated(launcher) => launcher.as_ref(),
+            Device::Emulated(launcher) | Device::Beside(launcher) => launcher.as_ref(),
         }
     }
 }
@@ -112,19 +125,19 @@ impl Ops for Cuda {
     fn peak_flops(&self) -> Option<f64> {
         match &self.device {
             Device::Gpu { driver, .. } => peak_bf16_flops(&driver.info().name),
-            Device::Emulated(_) => None,
+            Device::Emulated(_) | Device::Beside(_) => None,
         }
     }
     fn product_algorithms(&self) -> Vec<serde_json::Value> {
         match &self.device {
             Device::Gpu { products, .. } => products.algorithms(),
-            Device::Emulated(_) => Vec::new(),
+            Device::Emulated(_) | Device::Beside(_) => Vec::new(),
         }
     }
     fn use_product_algorithms(&self, rows: &[serde_json::Value]) -> Result<()> {
         match &self.device {
             Device::Gpu { products, .. } => products.use_algorithms(rows),
-            Device::Emulated(_) => Ok(()),
+            Device::Emulated(_) | Device::Beside(_) => Ok(()),
         }
     }
     fn range(&self, name: &str) -> Box<dyn Any> {
@@ -132,6 +145,23 @@ impl Ops for Cuda {
     }
     fn allocator(&self) -> &dyn Allocator {
         self.launcher().allocator()
+    }
+
+    fn host_allocator(&self) -> &dyn Allocator {
+        self.launcher().host_allocator()
+    }
+    fn beside(&self) -> &dyn Ops {
+        self.beside.as_deref().unwrap_or(self)
+    }
+    fn mark(&self) -> Result<Mark> {
+        Ok(Box::new(self.launcher().mark()?))
+    }
+    fn wait(&self, mark: &Mark) -> Result<()> {
+        let event = mark.downcast_ref::<Box<dyn Event>>().ok_or_else(|| Error::internal("a mark of another backend"))?;
+        self.launcher().wait(event.as_ref())
+    }
+    fn copy(&self, x: View, out: ViewMut) -> Result<()> {
+        named("copy", *x.shape(), || self.launcher().copy(x, out))
     }
 
     fn fill(&self, out: ViewMut, value: f32) -> Result<()> {
@@ -157,6 +187,7 @@ impl Ops for Cuda {
         match &self.device {
             Device::Gpu { driver, products } => products.gemm(driver, op),
             Device::Emulated(launcher) => product_on_host(launcher.as_ref(), op),
+            Device::Beside(_) => Err(Error::internal("a product was issued to the second queue")),
         }
     }
     fn bias_backward(&self, op: BiasBackward) -> Result<()> {
@@ -205,6 +236,9 @@ impl Ops for Cuda {
         let gemm = |product: Gemm| self.gemm(product);
         let run = |op| classifier::classifier(self.launcher(), shipped(&classifier::CLASSIFIER), &gemm, op);
         named("classifier", *op.hidden.shape(), || run(op))
+    }
+    fn accumulate(&self, op: Accumulate) -> Result<()> {
+        named("accumulate", *op.out.shape(), || elementwise::accumulate(self.launcher(), op))
     }
     fn square_sums(&self, op: SquareSums) -> Result<()> {
         let run = |op| square_sums::square_sums(self.launcher(), shipped(&square_sums::SQUARE_SUMS), op);

@@ -4,6 +4,7 @@ use super::ladder::{VECTOR, launch};
 use super::params::{ElementsParams, FillParams, Ptr, ToBf16Params, ToF32Params};
 use crate::device::{Launch, Launcher};
 use crate::error::{Error, Result};
+use crate::ops::Accumulate;
 use crate::ops::args::{expect_dtype, expect_shape};
 use crate::tensor::{DType, View, ViewMut};
 use bytemuck::bytes_of;
@@ -34,6 +35,15 @@ pub fn add(launcher: &dyn Launcher, x: View, out: ViewMut) -> Result<()> {
     expect_dtype("add", "x", x.dtype(), DType::F32)?;
     expect_dtype("add", "out", out.dtype(), DType::F32)?;
     elements(launcher, "add", ["elementwise_add", "elementwise_add_any"], x, out)
+}
+
+/// The contribution of a micro-batch joins the gradient; see [`Accumulate`].
+pub fn accumulate(launcher: &dyn Launcher, op: Accumulate) -> Result<()> {
+    op.check()?;
+    match op.out.dtype() {
+        DType::F32 => add(launcher, op.x, op.out),
+        _ => Err(Error::internal("accumulate: no kernel adds to bf16")),
+    }
 }
 
 /// out = x of one shape, f32 to bf16, to nearest with ties to even, bf16 to f32, or f32 to f32.
