@@ -1,11 +1,12 @@
 //! One error type for the whole program: what went wrong, what to do about it, and the exit code it ends with.
 
+use serde::{Deserialize, Serialize};
 use std::fmt;
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// The cause of a failure, which alone decides the exit code.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Kind {
     /// A bug of ours, or a device call that failed for no reason the user controls.
     Internal,
@@ -41,7 +42,7 @@ impl Kind {
 }
 
 /// An error names the file, line, key or operand at fault; `help` says what to do.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Error {
     pub kind: Kind,
     pub message: String,
@@ -67,7 +68,9 @@ impl Error {
     pub fn non_finite(message: impl Into<String>) -> Self {
         Self::new(Kind::NonFinite, message)
     }
-
+    pub fn communication(message: impl Into<String>) -> Self {
+        Self::new(Kind::Communication, message)
+    }
     pub fn stopped(message: impl Into<String>) -> Self {
         Self::new(Kind::Stopped, message)
     }
