@@ -17,3 +17,4 @@ pub mod sample;
 pub mod tensor;
 pub mod testing;
 pub mod train;
+pub mod zero;

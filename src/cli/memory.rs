@@ -3,6 +3,16 @@
 use crate::error::{Error, Result};
 use crate::ops::Ops;
 use crate::tensor::format_bytes;
+use crate::train::Budget;
+
+/// What each of `neighbours` ranks on this machine may reserve.
+pub fn budget(ops: &dyn Ops, neighbours: usize) -> Result<Budget> {
+    let host = available_host_memory().map_or(usize::MAX, |bytes| bytes / neighbours);
+    Ok(match ops.free_memory()? {
+        Some(device) => Budget::Two { device, host },
+        None => Budget::One(host),
+    })
+}
 
 /// Bytes that the tensors of a backend may take; none where that is not known.
 pub fn available_memory(ops: &dyn Ops) -> Result<Option<usize>> {

@@ -141,7 +141,7 @@ pub fn run(mut args: ScoreArgs) -> Result<()> {
     const GROUP: usize = 256;
     const MICRO_TOKENS: usize = 4096;
 
-    require_single_process(None)?;
+    require_single_process()?;
     args.model = resolve_model(&args.model)?;
     refuse_to_replace_inputs(&args)?;
     let ops = args.device.ops(args.dtype)?;

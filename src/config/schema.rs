@@ -58,6 +58,8 @@ choices! {
         Activations = "activations",
         Gradients = "gradients",
         Optimizer = "optimizer",
+        /// The moments of the embedding and the head.
+        Vocabulary = "vocabulary",
         Remainder = "remainder",
         Weights = "weights",
     }

@@ -73,6 +73,19 @@ pub fn export(dir: &Path, spec: &Export, read: impl FnMut(&str, Range<usize>, &m
     folder.finish()
 }
 
+/// Reads all that [`export`] and [`write_model`] would read, in the same order, and writes nothing: what a rank does that only has a share in the values.
+pub fn read_along(spec: &Export, mut read: impl FnMut(&str, Range<usize>, &mut [f32]) -> Result<()>) -> Result<()> {
+    let mut values = Vec::new();
+    for tensor in spec.tensors {
+        let row: usize = tensor.shape.iter().skip(1).product();
+        for rows in tensor.pieces() {
+            values.resize(rows.len() * row, 0.0);
+            read(&tensor.name, rows, &mut values)?;
+        }
+    }
+    Ok(())
+}
+
 /// Adds the files of a model folder to `folder`; see [`export`].
 pub fn write_model(
     folder: &mut NewFolder,

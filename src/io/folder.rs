@@ -22,11 +22,12 @@ pub struct FileRecord {
     pub blake3: String,
 }
 
-/// A folder under construction, `.NAME.tmp` beside its place. Dropped unfinished, it is removed.
+/// A folder under construction, `.NAME.tmp` beside its place. Dropped unfinished by who created it, it is removed.
 pub struct NewFolder {
     target: PathBuf,
     new: PathBuf,
     files: Vec<FileRecord>,
+    created: bool,
 }
 
 impl NewFolder {
@@ -40,7 +41,17 @@ impl NewFolder {
         }
         remove_dir(&new)?;
         fs::create_dir(&new).map_err(|e| write_error(&new, e))?;
-        Ok(NewFolder { target: target.to_path_buf(), new, files: Vec::new() })
+        Ok(NewFolder { target: target.to_path_buf(), new, files: Vec::new(), created: true })
+    }
+
+    /// A folder that another process began, and will finish: files are added to it.
+    pub fn join(target: &Path) -> Result<NewFolder> {
+        Ok(NewFolder { target: target.to_path_buf(), new: aside(target, "tmp")?, files: Vec::new(), created: false })
+    }
+
+    /// Counts files that others added.
+    pub fn add(&mut self, files: Vec<FileRecord>) {
+        self.files.extend(files);
     }
 
     /// Where the files are while the folder is built.
@@ -90,8 +101,10 @@ impl NewFolder {
 
 impl Drop for NewFolder {
     fn drop(&mut self) {
-        // After `finish` nothing is there; else the failure that led here is the one to report.
-        let _ = remove_dir(&self.new);
+        if self.created {
+            // After `finish` nothing is there; else the failure that led here is the one to report.
+            let _ = remove_dir(&self.new);
+        }
     }
 }
 

@@ -8,7 +8,7 @@ mod tensor_files;
 mod tensors;
 
 pub use atomic::{remove_folder, write_atomic};
-pub use export::{Companions, DEFAULT_SHARD_BYTES, Export, export, write_model};
+pub use export::{Companions, DEFAULT_SHARD_BYTES, Export, export, read_along, write_model};
 pub use folder::{FileRecord, NewFolder, free_space, verify_files};
 /// The element types that a safetensors file can hold; more than we compute in.
 pub use safetensors::Dtype as StoredDType;

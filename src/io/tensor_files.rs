@@ -140,8 +140,20 @@ impl TensorFiles {
 
     /// Reads steps `rows` of the first dimension into `out`, converting bf16, f16 or f32.
     pub fn read_f32(&self, name: &str, rows: Range<usize>, out: &mut [f32]) -> Result<()> {
-        let bytes = self.bytes(name, rows)?;
+        let row: usize = self.stored(name)?.shape.iter().skip(1).product();
+        self.read_elements_f32(name, rows.start * row..rows.end * row, out)
+    }
+
+    /// Reads elements `range`, counted through all dimensions, likewise.
+    pub fn read_elements_f32(&self, name: &str, range: Range<usize>, out: &mut [f32]) -> Result<()> {
         let stored = self.stored(name)?;
+        let count: usize = stored.shape.iter().product();
+        if range.start > range.end || range.end > count {
+            return Err(Error::internal(format!("elements {range:?} of tensor {name} {:?} were asked for", stored.shape)));
+        }
+        let size = stored.bytes.len() / count.max(1);
+        let begin = stored.bytes.start;
+        let bytes = &self.shards[stored.shard].bytes[begin + range.start * size..begin + range.end * size];
         match stored.dtype {
             Dtype::F32 => convert(name, bytes, out, f32::from_le_bytes),
             Dtype::BF16 => convert(name, bytes, out, |b| bf16::from_le_bytes(b).to_f32()),

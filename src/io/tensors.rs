@@ -23,6 +23,14 @@ impl TensorSpec {
     pub fn bytes(&self) -> usize {
         self.shape.iter().product::<usize>() * self.dtype.size()
     }
+
+    /// The steps of the first dimension (of a scalar: row 0) that are written at a time.
+    pub fn pieces(&self) -> impl Iterator<Item = Range<usize>> {
+        let rows = self.shape.first().copied().unwrap_or(1);
+        let row_elements: usize = self.shape.iter().skip(1).product();
+        let step = (CHUNK_ELEMENTS / row_elements.max(1)).clamp(1, rows.max(1));
+        (0..rows).step_by(step).map(move |start| start..(start + step).min(rows))
+    }
 }
 
 /// Writes a safetensors file to `out`, which is the file `path`. `read` fills a slice, aligned for its elements, with steps of a tensor's first
@@ -35,15 +43,13 @@ pub fn write_tensors(
 ) -> Result<()> {
     out.write_all(&header(tensors)).map_err(|e| write_error(path, e))?;
     for tensor in tensors {
-        let rows = tensor.shape.first().copied().unwrap_or(1);
-        let row_elements: usize = tensor.shape.iter().skip(1).product();
-        let step = (CHUNK_ELEMENTS / row_elements.max(1)).clamp(1, rows.max(1));
+        let row = tensor.shape.iter().skip(1).product::<usize>() * tensor.dtype.size();
         // Of u32 for the alignment.
-        let mut buffer = vec![0u32; (step * row_elements * tensor.dtype.size()).div_ceil(4)];
-        for start in (0..rows).step_by(step) {
-            let end = (start + step).min(rows);
-            let bytes = &mut bytemuck::cast_slice_mut(&mut buffer)[..(end - start) * row_elements * tensor.dtype.size()];
-            read(tensor, start..end, bytes)?;
+        let mut buffer: Vec<u32> = Vec::new();
+        for rows in tensor.pieces() {
+            buffer.resize(buffer.len().max((rows.len() * row).div_ceil(4)), 0);
+            let bytes = &mut bytemuck::cast_slice_mut(&mut buffer)[..rows.len() * row];
+            read(tensor, rows, bytes)?;
             out.write_all(bytes).map_err(|e| write_error(path, e))?;
         }
     }

@@ -43,8 +43,10 @@ impl Qwen2 {
         self.head_backward(ops, weights, sink, activations, t)?;
         for layer in (0..self.config.num_hidden_layers).rev() {
             let _range = ops.range(&format!("layer {layer}"));
-            let block = weights.acquire(Block::Layer(layer))?;
-            weights.prefetch(if layer > 0 { Block::Layer(layer - 1) } else { Block::Embedding })?;
+            let block = weights.acquire(ops, Block::Layer(layer))?;
+            if layer > 0 {
+                weights.prefetch(ops, Block::Layer(layer - 1))?;
+            }
             if activations.attention[layer % activations.attention.len()].layer != Some(layer) {
                 self.attention_part(ops, &block, activations, layer, batch, Entry::Stream, &mut AttentionMode::Train)?;
                 self.mlp_part(ops, &block, activations, layer, t, Entry::AddDelta)?;
@@ -65,6 +67,33 @@ impl Qwen2 {
         download_f32(ops, activations.losses.rows(t))
     }
 
+    /// Asks for weights and hands over gradients as [`Qwen2::backward`] does, all of them zeros: what a rank without a micro-batch does while others have one.
+    pub fn backward_idle(&self, ops: &dyn Ops, weights: &dyn WeightSource, sink: &mut dyn GradSink) -> Result<()> {
+        let last = self.config.num_hidden_layers - 1;
+        let zeros = |sink: &mut dyn GradSink, block| {
+            sink.open(ops, block)?;
+            sink.close(ops, block)
+        };
+        {
+            let classifier = self.layout.classifier().0;
+            let _head = weights.acquire(ops, classifier)?;
+            weights.prefetch(ops, Block::Layer(last))?;
+            let _norm = weights.acquire(ops, Block::Head)?;
+            if classifier != Block::Head {
+                zeros(sink, classifier)?;
+            }
+            zeros(sink, Block::Head)?;
+        }
+        for layer in (0..=last).rev() {
+            let _block = weights.acquire(ops, Block::Layer(layer))?;
+            if layer > 0 {
+                weights.prefetch(ops, Block::Layer(layer - 1))?;
+            }
+            zeros(sink, Block::Layer(layer))?;
+        }
+        zeros(sink, Block::Embedding)
+    }
+
     /// Classifier and final norm; leaves the gradient of the last residual stream in `dstream`.
     fn head_backward(
         &self,
@@ -77,7 +106,8 @@ impl Qwen2 {
         let Activations { inputs, stream, hidden, hidden_rstd, logits, losses, backward, .. } = activations;
         let scratch = scratch(backward)?;
         let (classifier, role) = self.layout.classifier();
-        let head = weights.acquire(classifier)?;
+        let head = weights.acquire(ops, classifier)?;
+        weights.prefetch(ops, Block::Layer(self.config.num_hidden_layers - 1))?;
         let mut gradients = sink.open(ops, classifier)?;
         ops.classifier(Classifier {
             hidden: hidden.rows(t),
@@ -91,7 +121,7 @@ impl Qwen2 {
                 dhead: gradients.get(role),
             }),
         })?;
-        let norm = weights.acquire(Block::Head)?;
+        let norm = weights.acquire(ops, Block::Head)?;
         if classifier != Block::Head {
             sink.close(ops, classifier)?;
             gradients = sink.open(ops, Block::Head)?;

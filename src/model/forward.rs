@@ -99,10 +99,10 @@ impl Qwen2 {
             ops.upload(bytemuck::cast_slice(cached), inputs.cached.rows_mut(cached.len()))?;
         }
 
-        weights.prefetch(Block::Embedding)?;
+        weights.prefetch(ops, Block::Embedding)?;
         {
-            let embedding = weights.acquire(Block::Embedding)?;
-            weights.prefetch(Block::Layer(0))?;
+            let embedding = weights.acquire(ops, Block::Embedding)?;
+            weights.prefetch(ops, Block::Layer(0))?;
             ops.embedding(Embedding {
                 table: embedding.get(Role::Embedding),
                 ids: activations.inputs.tokens.rows(t),
@@ -111,15 +111,15 @@ impl Qwen2 {
         }
         for layer in 0..layers {
             let _range = ops.range(&format!("layer {layer}"));
-            let block = weights.acquire(Block::Layer(layer))?;
-            weights.prefetch(if layer + 1 < layers { Block::Layer(layer + 1) } else { Block::Head })?;
+            let block = weights.acquire(ops, Block::Layer(layer))?;
+            self.prefetch_after(ops, weights, layer)?;
             let entry = if layer == 0 { Entry::Stream } else { Entry::AddDelta };
             self.attention_part(ops, &block, activations, layer, batch, entry, &mut mode)?;
             self.mlp_part(ops, &block, activations, layer, t, Entry::AddDelta)?;
             let mlp = &activations.mlp[layer % activations.mlp.len()];
             ops.gemm(Gemm::linear(mlp.act.rows(t), block.get(Role::DownWeight), None, activations.delta.rows_mut(t)))?;
         }
-        let head = weights.acquire(Block::Head)?;
+        let head = weights.acquire(ops, Block::Head)?;
         let last = layers % activations.stream.len();
         let attention = &activations.attention[(layers - 1) % activations.attention.len()];
         ops.rms_norm(RmsNorm {
@@ -130,6 +130,34 @@ impl Qwen2 {
             y: activations.hidden.rows_mut(t),
             rstd: activations.hidden_rstd.rows_mut(t),
         })
+    }
+
+    /// Prefetches what a forward pass needs after a layer: the next one, or what the loss needs.
+    fn prefetch_after(&self, ops: &dyn Ops, weights: &dyn WeightSource, layer: usize) -> Result<()> {
+        if layer + 1 < self.config.num_hidden_layers {
+            return weights.prefetch(ops, Block::Layer(layer + 1));
+        }
+        weights.prefetch(ops, Block::Head)?;
+        match self.layout.classifier() {
+            (Block::Head, _) => Ok(()),
+            (classifier, _) => weights.prefetch(ops, classifier),
+        }
+    }
+
+    /// Asks for weights as [`Qwen2::forward`] and the loss after it do, and drops them: what a rank without a micro-batch does while others have one.
+    pub fn forward_idle(&self, ops: &dyn Ops, weights: &dyn WeightSource) -> Result<()> {
+        weights.prefetch(ops, Block::Embedding)?;
+        {
+            let _embedding = weights.acquire(ops, Block::Embedding)?;
+            weights.prefetch(ops, Block::Layer(0))?;
+        }
+        for layer in 0..self.config.num_hidden_layers {
+            let _block = weights.acquire(ops, Block::Layer(layer))?;
+            self.prefetch_after(ops, weights, layer)?;
+        }
+        weights.acquire(ops, Block::Head)?;
+        weights.acquire(ops, self.layout.classifier().0)?;
+        Ok(())
     }
 
     /// Norm, projection, RoPE, attention and output projection of one layer; the result is `activations.delta`.
@@ -248,7 +276,7 @@ impl Qwen2 {
         let t = targets.len();
         ops.upload(bytemuck::cast_slice(targets), activations.inputs.targets.rows_mut(t))?;
         let (block, role) = self.layout.classifier();
-        let block = weights.acquire(block)?;
+        let block = weights.acquire(ops, block)?;
         ops.classifier(Classifier {
             hidden: activations.hidden.rows(t),
             head: block.get(role),
@@ -270,7 +298,7 @@ impl Qwen2 {
         mut visit: impl FnMut(usize, &[f32]),
     ) -> Result<()> {
         let (block, role) = self.layout.classifier();
-        let block = weights.acquire(block)?;
+        let block = weights.acquire(ops, block)?;
         let Activations { inputs, hidden, gathered, logits, .. } = activations;
         let chunk = logits.shape()[0];
         for (index, rows) in rows.chunks(chunk).enumerate() {

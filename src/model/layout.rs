@@ -5,8 +5,10 @@
 //! so every tensor of a checkpoint is a run of rows of a fused parameter.
 
 use crate::config::ModelConfig;
+use crate::error::{Error, Result};
 use crate::ops::{HeadLayout, Moment};
 use std::fmt;
+use std::ops::Range;
 
 /// Elements that every parameter's offset is a multiple of. Blocks of moments that share a scale then begin where parameters do.
 const ALIGNMENT: usize = Moment::BLOCK;
@@ -86,7 +88,7 @@ impl Parameter {
         shape
     }
     /// Elements of the block that a part covers.
-    pub fn part_range(&self, part: &Part) -> std::ops::Range<usize> {
+    pub fn part_range(&self, part: &Part) -> Range<usize> {
         let row: usize = self.shape[1..].iter().product();
         let begin = self.offset + part.begin * row;
         begin..begin + part.rows * row
@@ -198,6 +200,18 @@ impl Layout {
     /// Trained numbers, without alignment gaps.
     pub fn parameter_count(&self) -> usize {
         self.blocks.iter().flat_map(|b| &b.parameters).map(Parameter::elements).sum()
+    }
+    /// The block of rows `rows` of a tensor of the checkpoint, as its position in `blocks`, and their elements in it.
+    pub fn place(&self, name: &str, rows: Range<usize>) -> Result<(usize, Range<usize>)> {
+        for (index, layout) in self.blocks.iter().enumerate() {
+            for parameter in &layout.parameters {
+                if let Some(part) = parameter.parts.iter().find(|part| part.name == name) {
+                    let part = Part { rows: rows.len(), begin: part.begin + rows.start, ..part.clone() };
+                    return Ok((index, parameter.part_range(&part)));
+                }
+            }
+        }
+        Err(Error::internal(format!("the model has no tensor {name}")))
     }
     /// Every tensor that a checkpoint of this model holds: name and shape.
     pub fn tensors(&self) -> impl Iterator<Item = (&str, Vec<usize>)> {

@@ -12,6 +12,9 @@ mod weights;
 
 pub use activations::{Activations, Keep, KvCache, classifier_rows};
 pub use forward::{AttentionMode, Packed, Qwen2};
-pub use gradients::{AccumulatedGradients, BlockGradients, GradSink};
+pub use gradients::{BlockGradients, GradSink};
 pub use layout::{Block, BlockLayout, Layout, Parameter, Part, Role};
-pub use weights::{BlockWeights, ResidentWeights, WeightSource, download_f32};
+pub use weights::{
+    BlockWeights, ReadTensor, ResidentWeights, WeightSource, checkpoint_reader, copy_f32, download_f32, random_reader,
+};
+pub use weights::{read_block, upload_f32};

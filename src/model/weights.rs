@@ -1,9 +1,10 @@
-//! Where weights come from. The layer loop only asks a [`WeightSource`]; here is the source that keeps all of them resident.
+//! Where weights come from. The layer loop only asks a [`WeightSource`]; here is the source that keeps all of them resident, and what fills any source.
 
-use super::layout::{Block, BlockLayout, Layout, Part, Role};
+use super::layout::{Block, BlockLayout, Layout, Role};
+use super::random::normal;
 use crate::error::{Error, Result};
 use crate::io::TensorFiles;
-use crate::ops::{Master, Ops};
+use crate::ops::Ops;
 use crate::tensor::{Arena, DType, Tensor, View};
 use half::bf16;
 use std::ops::Range;
@@ -12,20 +13,27 @@ use std::sync::Arc;
 /// Gives out the weights of one block at a time.
 pub trait WeightSource {
     /// Says that `block` is needed next, so that its weights can be under way.
-    fn prefetch(&self, block: Block) -> Result<()>;
+    fn prefetch(&self, ops: &dyn Ops, block: Block) -> Result<()>;
     /// The weights of `block`, which stay valid while the guard lives.
-    fn acquire(&self, block: Block) -> Result<BlockWeights<'_>>;
+    fn acquire<'a>(&'a self, ops: &'a dyn Ops, block: Block) -> Result<BlockWeights<'a>>;
 }
 
 /// A block's weights, held until dropped.
 pub struct BlockWeights<'a> {
     layout: &'a BlockLayout,
     data: View<'a>,
+    /// Lets go of them when it is dropped.
+    _hold: Box<dyn Hold + 'a>,
 }
 
+/// Whatever a source wants to have dropped with a guard.
+pub trait Hold {}
+impl<T> Hold for T {}
+
 impl<'a> BlockWeights<'a> {
-    pub fn new(layout: &'a BlockLayout, data: View<'a>) -> Self {
-        BlockWeights { layout, data }
+    /// `data` is the block's flat buffer; `hold` is dropped when nobody reads it any more.
+    pub fn new(layout: &'a BlockLayout, data: View<'a>, hold: impl Hold + 'a) -> Self {
+        BlockWeights { layout, data, _hold: Box::new(hold) }
     }
     pub fn get(&self, role: Role) -> View<'_> {
         let parameter = self.layout.parameter(role);
@@ -34,155 +42,105 @@ impl<'a> BlockWeights<'a> {
 }
 
 const HEAD: &str = "lm_head.weight";
-const REMAINDER: &str = "optimizer.remainder";
 
-/// Every weight in device memory all the time.
+/// Every weight in device memory all the time, only read.
 pub struct ResidentWeights {
     layout: Arc<Layout>,
     /// A flat buffer a block, in the backend's storage type.
-    pub blocks: Vec<Tensor>,
-    /// Beside bf16 blocks that are trained: the lower halves of their f32 masters, see [`Master::Remainder`].
-    pub remainders: Option<Vec<Tensor>>,
+    blocks: Vec<Tensor>,
 }
 
 impl ResidentWeights {
-    /// Weights that are only read.
     pub fn new(arena: &mut Arena, layout: Arc<Layout>, dtype: DType) -> Result<Self> {
-        let blocks = flat(arena, &layout, "weights", dtype)?;
-        Ok(ResidentWeights { layout, blocks, remainders: None })
+        let flat = |b: &BlockLayout| arena.tensor(&format!("weights.{}", b.block), dtype, &[b.elements]);
+        let blocks = layout.blocks.iter().map(flat).collect::<Result<_>>()?;
+        Ok(ResidentWeights { layout, blocks })
     }
 
-    /// Weights that are trained; with `exact`, to the precision of f32, however few bits the products read.
-    pub fn trained(arena: &mut Arena, layout: Arc<Layout>, dtype: DType, exact: bool) -> Result<Self> {
-        let mut weights = Self::new(arena, layout, dtype)?;
-        if exact && dtype == DType::Bf16 {
-            weights.remainders = Some(flat(arena, &weights.layout, REMAINDER, DType::U16)?);
-        }
-        Ok(weights)
-    }
-
-    pub fn layout(&self) -> &Arc<Layout> {
-        &self.layout
-    }
-
-    /// The remainders, where there are any, by the names that they have in the ledger and in checkpoints.
-    pub fn remainder_buffers(&self) -> impl Iterator<Item = (String, &Tensor)> {
-        self.layout.blocks.iter().map(|b| format!("{REMAINDER}.{}", b.block)).zip(self.remainders.iter().flatten())
-    }
-
-    pub fn remainder_buffers_mut(&mut self) -> impl Iterator<Item = (String, &mut Tensor)> {
-        self.layout.blocks.iter().map(|b| format!("{REMAINDER}.{}", b.block)).zip(self.remainders.iter_mut().flatten())
-    }
-
-    /// Fills every tensor of the checkpoint from `read(name, shape, out)`, which writes f32 values.
-    pub fn load(&mut self, ops: &dyn Ops, mut read: impl FnMut(&str, &[usize], &mut [f32]) -> Result<()>) -> Result<()> {
-        let mut values = Vec::new();
-        for (index, layout) in self.layout.blocks.iter().enumerate() {
-            for parameter in &layout.parameters {
-                for part in &parameter.parts {
-                    let range = parameter.part_range(part);
-                    values.resize(range.len(), 0.0);
-                    read(&part.name, &parameter.part_shape(part), &mut values)?;
-                    let out = self.blocks[index].view_mut().into_rows(range.clone());
-                    match &mut self.remainders {
-                        None => upload_f32(ops, &values, out)?,
-                        Some(remainders) => {
-                            let (weights, remainder): (Vec<bf16>, Vec<u16>) = values.iter().map(|&v| Master::split(v)).unzip();
-                            ops.upload(bytemuck::cast_slice(&weights), out)?;
-                            let out = remainders[index].view_mut().into_rows(range);
-                            ops.upload(bytemuck::cast_slice(&remainder), out)?;
-                        }
-                    }
-                }
-            }
+    /// Fills every tensor of the checkpoint; see [`read_block`].
+    pub fn load(&mut self, ops: &dyn Ops, read: &mut ReadTensor) -> Result<()> {
+        for (layout, block) in self.layout.blocks.iter().zip(&mut self.blocks) {
+            let put = |range, values: &[f32]| upload_f32(ops, values, block.view_mut().into_rows(range));
+            read_block(layout, 0..layout.elements, read, put)?;
         }
         Ok(())
-    }
-
-    /// Loads a checkpoint, refusing tensors of another shape and values that are not finite.
-    pub fn load_checkpoint(&mut self, ops: &dyn Ops, checkpoint: &TensorFiles) -> Result<()> {
-        if self.layout.tied && checkpoint.contains(HEAD) {
-            let all = |name| checkpoint.bytes(name, 0..checkpoint.info(name)?.1.first().copied().unwrap_or(1));
-            if all(HEAD)? != all("model.embed_tokens.weight")? {
-                return Err(Error::data(format!(
-                    "config.json ties the head to the embedding (tie_word_embeddings), but {HEAD} is another matrix"
-                ))
-                .help("set tie_word_embeddings to false if the model has a head of its own"));
-            }
-        }
-        self.load(ops, |name, shape, out| {
-            let (_, stored) = checkpoint.info(name)?;
-            if stored != shape {
-                return Err(Error::data(format!("tensor {name} has shape {stored:?}, but config.json implies {shape:?}"))
-                    .help("config.json and the weights are of different models"));
-            }
-            checkpoint.read_f32(name, 0..shape[0], out)?;
-            match out.iter().position(|v| !v.is_finite()) {
-                Some(at) => Err(Error::data(format!("tensor {name} holds {} at element {at}", out[at]))
-                    .help("the checkpoint is damaged: download it again")),
-                None => Ok(()),
-            }
-        })
-    }
-
-    /// Random weights as transformers initialises Qwen2: matrices normal with deviation `std`, norms 1, biases 0. A pure function of
-    /// the seed and the tensor's name.
-    pub fn initialise(&mut self, ops: &dyn Ops, seed: u64, std: f32) -> Result<()> {
-        self.load(ops, |name, shape, out| {
-            match shape.len() {
-                1 if name.ends_with("norm.weight") => out.fill(1.0),
-                1 => out.fill(0.0),
-                _ => super::random::normal(seed, name, std, out),
-            }
-            Ok(())
-        })
-    }
-
-    /// Rows `rows` of a tensor of the checkpoint: the f32 master where there is one.
-    pub fn read(&self, ops: &dyn Ops, name: &str, rows: Range<usize>, out: &mut [f32]) -> Result<()> {
-        let (index, range) = self.place(name, rows)?;
-        let weights = self.blocks[index].view().rows(range.clone());
-        let Some(remainders) = &self.remainders else { return copy_f32(ops, weights, out) };
-        let (mut upper, mut lower) = (vec![bf16::ZERO; range.len()], vec![0u16; range.len()]);
-        ops.download(weights, bytemuck::cast_slice_mut(&mut upper))?;
-        ops.download(remainders[index].view().rows(range), bytemuck::cast_slice_mut(&mut lower))?;
-        let halves = upper.into_iter().zip(lower);
-        out.iter_mut().zip(halves).for_each(|(out, (upper, lower))| *out = Master::join(upper, lower));
-        Ok(())
-    }
-
-    /// The same as the products read it, without what only the master has.
-    pub fn read_stored(&self, ops: &dyn Ops, name: &str, rows: Range<usize>, out: &mut [f32]) -> Result<()> {
-        let (index, range) = self.place(name, rows)?;
-        copy_f32(ops, self.blocks[index].view().rows(range), out)
-    }
-
-    /// The block of rows `rows` of a tensor of the checkpoint, and their elements in it.
-    fn place(&self, name: &str, rows: Range<usize>) -> Result<(usize, Range<usize>)> {
-        for (index, layout) in self.layout.blocks.iter().enumerate() {
-            for parameter in &layout.parameters {
-                if let Some(part) = parameter.parts.iter().find(|part| part.name == name) {
-                    let part = Part { rows: rows.len(), begin: part.begin + rows.start, ..part.clone() };
-                    return Ok((index, parameter.part_range(&part)));
-                }
-            }
-        }
-        Err(Error::internal(format!("the model has no tensor {name}")))
     }
 }
 
 impl WeightSource for ResidentWeights {
-    fn prefetch(&self, _block: Block) -> Result<()> {
+    fn prefetch(&self, _ops: &dyn Ops, _block: Block) -> Result<()> {
         Ok(())
     }
-    fn acquire(&self, block: Block) -> Result<BlockWeights<'_>> {
-        Ok(BlockWeights::new(self.layout.block(block), self.blocks[self.layout.index(block)].view()))
+    fn acquire<'a>(&'a self, _ops: &'a dyn Ops, block: Block) -> Result<BlockWeights<'a>> {
+        Ok(BlockWeights::new(self.layout.block(block), self.blocks[self.layout.index(block)].view(), ()))
     }
 }
 
-/// A flat buffer a block.
-fn flat(arena: &mut Arena, layout: &Layout, what: &str, dtype: DType) -> Result<Vec<Tensor>> {
-    layout.blocks.iter().map(|b| arena.tensor(&format!("{what}.{}", b.block), dtype, &[b.elements])).collect()
+/// Writes elements of a tensor of a checkpoint, of this name and shape, as f32.
+pub type ReadTensor<'a> = dyn FnMut(&str, &[usize], Range<usize>, &mut [f32]) -> Result<()> + 'a;
+
+/// Asks `read` for all of a block's tensors that lies within elements `within` of its flat buffer, and gives it to `put` with its place there.
+pub fn read_block(
+    layout: &BlockLayout,
+    within: Range<usize>,
+    read: &mut ReadTensor,
+    mut put: impl FnMut(Range<usize>, &[f32]) -> Result<()>,
+) -> Result<()> {
+    /// Values in host memory at a time.
+    const PIECE: usize = 1 << 22;
+    let mut values = Vec::new();
+    for parameter in &layout.parameters {
+        for part in &parameter.parts {
+            let all = parameter.part_range(part);
+            let (begin, end) = (all.start.max(within.start), all.end.min(within.end));
+            for start in (begin..end).step_by(PIECE) {
+                let piece = start..end.min(start + PIECE);
+                values.resize(piece.len(), 0.0);
+                read(&part.name, &parameter.part_shape(part), piece.start - all.start..piece.end - all.start, &mut values)?;
+                put(piece, &values)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Reads a checkpoint, refusing tensors of another shape and values that are not finite.
+pub fn checkpoint_reader<'a>(checkpoint: &'a TensorFiles, layout: &Layout) -> Result<Box<ReadTensor<'a>>> {
+    if layout.tied && checkpoint.contains(HEAD) {
+        let all = |name| checkpoint.bytes(name, 0..checkpoint.info(name)?.1.first().copied().unwrap_or(1));
+        if all(HEAD)? != all("model.embed_tokens.weight")? {
+            return Err(Error::data(format!(
+                "config.json ties the head to the embedding (tie_word_embeddings), but {HEAD} is another matrix"
+            ))
+            .help("set tie_word_embeddings to false if the model has a head of its own"));
+        }
+    }
+    Ok(Box::new(|name, shape, range, out| {
+        let (_, stored) = checkpoint.info(name)?;
+        if stored != shape {
+            return Err(Error::data(format!("tensor {name} has shape {stored:?}, but config.json implies {shape:?}"))
+                .help("config.json and the weights are of different models"));
+        }
+        checkpoint.read_elements_f32(name, range.clone(), out)?;
+        match out.iter().position(|v| !v.is_finite()) {
+            Some(at) => Err(Error::data(format!("tensor {name} holds {} at element {}", out[at], range.start + at))
+                .help("the checkpoint is damaged: download it again")),
+            None => Ok(()),
+        }
+    }))
+}
+
+/// Random weights as transformers initialises Qwen2: matrices normal with deviation `std`, norms 1, biases 0. A pure function of
+/// the seed, the tensor's name and the element.
+pub fn random_reader(seed: u64, std: f32) -> Box<ReadTensor<'static>> {
+    Box::new(move |name, shape, range, out| {
+        match shape.len() {
+            1 if name.ends_with("norm.weight") => out.fill(1.0),
+            1 => out.fill(0.0),
+            _ => normal(seed, name, std, range.start, out),
+        }
+        Ok(())
+    })
 }
 
 /// Uploads f32 values in the storage type of `out`.
@@ -204,7 +162,8 @@ pub fn download_f32(ops: &dyn Ops, x: View) -> Result<Vec<f32>> {
     Ok(values)
 }
 
-fn copy_f32(ops: &dyn Ops, x: View, out: &mut [f32]) -> Result<()> {
+/// Downloads elements as f32 into `out`.
+pub fn copy_f32(ops: &dyn Ops, x: View, out: &mut [f32]) -> Result<()> {
     match x.dtype() {
         DType::F32 => ops.download(x, bytemuck::cast_slice_mut(out)),
         DType::Bf16 => {

@@ -4,7 +4,7 @@ use crate::config::ModelConfig;
 use crate::data::MicroBatch;
 use crate::error::Result;
 use crate::io::TensorFiles;
-use crate::model::{Activations, AttentionMode, Keep, Packed, Qwen2, ResidentWeights};
+use crate::model::{Activations, AttentionMode, Keep, Packed, Qwen2, ResidentWeights, checkpoint_reader};
 use crate::ops::Ops;
 use crate::tensor::{Arena, Ledger};
 use std::ops::Range;
@@ -28,7 +28,8 @@ impl Scorer {
         let cut = |arena: &mut Arena| Self::cut(arena, ops, config, micro_tokens, positions);
         let (mut scorer, _) = Arena::build(ops.allocator(), cut)?;
         scorer.model.upload_tables(ops)?;
-        scorer.weights.load_checkpoint(ops, checkpoint)?;
+        let layout = scorer.model.layout.clone();
+        scorer.weights.load(ops, &mut *checkpoint_reader(checkpoint, &layout)?)?;
         Ok(scorer)
     }
 

@@ -1,20 +1,24 @@
 //! Checkpoints: all that a run needs to go on with the same bits.
 //!
-//! A checkpoint is a Hugging Face model folder, its weights as they are stored on the device, with three more files: the optimizer's state, the
-//! resolved configuration, and a manifest with the size and BLAKE3 hash of every other file. It is written aside, flushed, read back and renamed.
+//! A checkpoint is a Hugging Face model folder, its weights as they are stored on the device, with more files: the optimizer's state (one a rank), the
+//! resolved configuration, and a manifest with the size and BLAKE3 hash of every other file. It is written aside, flushed, read back and renamed. Any number of ranks goes on from it.
 
 use super::engine::Engine;
+use crate::comm::agree;
 use crate::data::Dataset;
 use crate::error::{Error, Kind, Result, io_error, write_error};
 use crate::io::{Companions, DEFAULT_SHARD_BYTES, Export, FileRecord, NewFolder, TensorFiles, TensorSpec};
-use crate::io::{free_space, remove_folder, stored_as, verify_files, write_model};
-use crate::tensor::{Tensor, format_bytes};
+use crate::io::{free_space, read_along, remove_folder, stored_as, verify_files, write_model};
+use crate::model::checkpoint_reader;
+use crate::tensor::{ViewMut, format_bytes};
+use crate::zero::Saved;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-const OPTIMIZER: &str = "optimizer.safetensors";
+/// Begins the names of the files that hold the optimizer's state.
+const OPTIMIZER: &str = "optimizer";
 const CONFIG: &str = "config.toml";
 const MANIFEST: &str = "manifest.json";
 /// Of what a manifest says; another one is refused.
@@ -69,12 +73,20 @@ impl Checkpoint {
     pub fn open(path: &Path) -> Result<Checkpoint> {
         let manifest = read_manifest(path).and_then(|manifest| {
             verify_files(path, &manifest.files)?;
-            match [OPTIMIZER, CONFIG].iter().find(|name| manifest.files.iter().all(|file| file.name != **name)) {
+            match [OPTIMIZER, CONFIG].iter().find(|name| manifest.files.iter().all(|file| !file.name.starts_with(**name))) {
                 None => Ok(manifest),
                 Some(missing) => Err(Error::data(format!("{}: its manifest names no {missing}", path.display()))),
             }
         });
         manifest.map(|manifest| Checkpoint { path: path.to_path_buf(), manifest }).map_err(at_checkpoint)
+    }
+
+    /// The optimizer's state, in the order of the ranks that wrote it.
+    fn optimizer(&self) -> Result<Vec<TensorFiles>> {
+        let mut names: Vec<&str> =
+            self.manifest.files.iter().map(|file| file.name.as_str()).filter(|name| name.starts_with(OPTIMIZER)).collect();
+        names.sort_unstable();
+        names.iter().map(|name| TensorFiles::open_file(&self.path.join(name))).collect()
     }
 
     /// The resolved configuration of the run that wrote it.
@@ -85,11 +97,12 @@ impl Checkpoint {
 
     /// What the optimizer's state is stored in: "m f32", "v f32" and so on.
     pub fn optimizer_types(&self) -> Result<Vec<String>> {
-        let saved = TensorFiles::open_file(&self.path.join(OPTIMIZER)).map_err(at_checkpoint)?;
         let mut types = BTreeSet::new();
-        for name in saved.names() {
-            let kind = name.split('.').nth(1).unwrap_or(name);
-            types.insert(format!("{kind} {}", saved.info(name)?.0));
+        for saved in self.optimizer().map_err(at_checkpoint)? {
+            for name in saved.names() {
+                let kind = name.split('.').nth(1).unwrap_or(name);
+                types.insert(format!("{kind} {}", saved.info(name)?.0));
+            }
         }
         Ok(types.into_iter().collect())
     }
@@ -112,26 +125,50 @@ impl Checkpoint {
         let ops = ops.as_ref();
         let mut read = || -> Result<()> {
             ops.use_product_algorithms(&self.manifest.products)?;
-            state.weights.load_checkpoint(ops, &TensorFiles::open(&self.path)?)?;
-            let path = self.path.join(OPTIMIZER);
-            let saved = TensorFiles::open_file(&path)?;
-            let (found, needed) = (saved.names().count(), state.buffers().count());
-            if found != needed {
-                return Err(Error::data(format!("{} holds {found} tensors, not {needed}", path.display())));
+            let weights = TensorFiles::open(&self.path)?;
+            state.weights.load(ops, &mut *checkpoint_reader(&weights, &state.model.layout)?)?;
+            let files = self.optimizer()?;
+            let found: BTreeSet<&str> = files.iter().flat_map(TensorFiles::names).collect();
+            let needed: BTreeSet<String> = state.saved().map(|saved| saved.name.to_string()).collect();
+            if let Some(other) = found.iter().find(|name| !needed.contains(**name)) {
+                return Err(Error::data(format!("{}: its optimizer has {other}, which this run has not", self.path.display())));
             }
-            for (name, tensor) in state.buffers_mut() {
-                let (dtype, shape) = saved.info(&name)?;
-                if dtype != stored_as(tensor.dtype()) || shape != &**tensor.shape() {
-                    let (is, needed) = (format!("{dtype} {shape:?}"), format!("{} {:?}", tensor.dtype(), tensor.shape()));
-                    return Err(Error::data(format!("{}: tensor {name} is {is}, not {needed}", path.display())));
-                }
-                ops.upload(saved.bytes(&name, 0..shape[0])?, tensor.view_mut())?;
-            }
-            Ok(())
+            state.restore(&mut |saved, out| {
+                restore(&files, &saved, out, &mut |bytes, out| ops.upload(bytes, out))
+                    .map_err(|error| error.context(self.path.display()))
+            })
         };
         read().map_err(at_checkpoint)?;
         state.optimizer.step = self.manifest.updates;
         Ok(())
+    }
+}
+
+/// Writes the numbers that `saved` names to `out`, out of files that hold them one after another.
+fn restore(
+    files: &[TensorFiles],
+    saved: &Saved,
+    out: ViewMut,
+    upload: &mut dyn FnMut(&[u8], ViewMut) -> Result<()>,
+) -> Result<()> {
+    let (name, mut begin, mut rest) = (saved.name, 0, Some(out));
+    for file in files.iter().filter(|file| file.contains(name)) {
+        let (dtype, shape) = file.info(name)?;
+        let &[length] = shape else { return Err(Error::data(format!("tensor {name} has the shape {shape:?}"))) };
+        if dtype != stored_as(saved.numbers.dtype()) {
+            return Err(Error::data(format!("tensor {name} holds {dtype}, not {}", saved.numbers.dtype())));
+        }
+        let (from, to) = (saved.range.start.clamp(begin, begin + length), saved.range.end.clamp(begin, begin + length));
+        if let Some(out) = rest.take_if(|_| from < to) {
+            let (part, others) = out.split_rows(to - from);
+            upload(file.bytes(name, from - begin..to - begin)?, part)?;
+            rest = Some(others);
+        }
+        begin += length;
+    }
+    match begin == saved.whole {
+        true => Ok(()),
+        false => Err(Error::data(format!("tensor {name} has {begin} elements, not {}", saved.whole))),
     }
 }
 
@@ -233,47 +270,55 @@ impl Checkpoints {
         }
     }
 
-    /// Saves the state of `engine` after `step` steps. Then removes the oldest checkpoints up to this step but `keep`.
+    /// Saves the state of `engine` after `step` steps. Then removes the oldest checkpoints up to this step but `keep`. All ranks call it; rank 0 writes what they have in common.
     ///
     /// Errors: checkpoint errors. No earlier checkpoint is touched before this one is on disk and was read back.
     pub fn save(&self, engine: &Engine, run: &SavedRun, step: usize, keep: usize) -> Result<PathBuf> {
-        let path = self.path(step);
-        let needed = bytes(engine) as u64;
-        if let Some(free) = free_space(&self.folder).filter(|&free| free < needed) {
-            let [needed, free] = [needed, free].map(|bytes| format_bytes(bytes as usize));
-            let what =
-                format!("{}: a checkpoint needs {needed}, the disk has {free} left; nothing was written", path.display());
-            return Err(Error::new(Kind::Checkpoint, what)
-                .help("make room, then run the command again: it goes on from the checkpoint before"));
-        }
+        let (path, comm) = (self.path(step), engine.comm.as_ref());
+        comm.note(&format!("saving step {step}"));
+        agree(comm, if comm.rank() == 0 { self.require_room(engine, &path) } else { Ok(()) })?;
         self.write(engine, run, step, &path).map_err(|error| match error.kind {
             Kind::Usage | Kind::Data => {
                 Error { kind: Kind::Checkpoint, ..error }.context(format!("the checkpoint of step {step} was not saved"))
             }
             _ => error,
         })?;
-        self.rotate(step, keep)?;
+        agree(comm, if comm.rank() == 0 { self.rotate(step, keep) } else { Ok(()) })?;
         Ok(path)
     }
 
+    fn require_room(&self, engine: &Engine, path: &Path) -> Result<()> {
+        let needed = bytes(engine) as u64;
+        let Some(free) = free_space(&self.folder).filter(|&free| free < needed) else { return Ok(()) };
+        let [needed, free] = [needed, free].map(|bytes| format_bytes(bytes as usize));
+        let what = format!("{}: a checkpoint needs {needed}, the disk has {free} left; nothing was written", path.display());
+        Err(Error::new(Kind::Checkpoint, what)
+            .help("make room, then run the command again: it goes on from the checkpoint before"))
+    }
+
     fn write(&self, engine: &Engine, run: &SavedRun, step: usize, path: &Path) -> Result<()> {
-        let Engine { ops, state, .. } = engine;
-        let ops = ops.as_ref();
-        let mut folder = NewFolder::create(path)?;
+        let Engine { ops, comm, state, .. } = engine;
+        let (ops, comm) = (ops.as_ref(), comm.as_ref());
+        let (rank, world) = (comm.rank(), comm.world());
+        let created = if rank == 0 { NewFolder::create(path) } else { NewFolder::join(path) };
+        agree(comm, created.as_ref().map(|_| ()).map_err(Error::clone))?;
+        let mut folder = created?;
         let tensors = engine.model_tensors(ops.dtype());
         let export = Export { companions: run.companions, tensors: &tensors, shard_bytes: DEFAULT_SHARD_BYTES };
-        write_model(&mut folder, &export, |name, rows, out| state.weights.read_stored(ops, name, rows, out))?;
-        let buffers: Vec<(String, &Tensor)> = state.buffers().collect();
-        let spec = |(name, tensor): &(String, &Tensor)| TensorSpec {
-            name: name.clone(),
-            dtype: tensor.dtype(),
-            shape: tensor.shape().to_vec(),
-        };
-        let specs: Vec<TensorSpec> = buffers.iter().map(spec).collect();
-        folder.write_tensors(OPTIMIZER, &specs, |spec, range, bytes| {
-            let (_, tensor) = buffers.iter().find(|(name, _)| *name == spec.name).ok_or_else(|| Error::internal(&spec.name))?;
-            ops.download(tensor.view().rows(range), bytes)
-        })?;
+        let read = |name: &str, rows, out: &mut [f32]| state.weights.read_stored(ops, name, rows, out);
+        if rank == 0 { write_model(&mut folder, &export, read) } else { read_along(&export, read) }?;
+        let own = write_state(engine, &mut folder);
+        agree(comm, own)?;
+        let files = serde_json::to_vec(folder.files()).map_err(|e| Error::internal(e.to_string()))?;
+        for files in comm.share(&files)?.iter().skip(1).take(if rank == 0 { world } else { 0 }) {
+            folder.add(serde_json::from_slice(files).map_err(|e| Error::internal(e.to_string()))?);
+        }
+        agree(comm, if rank == 0 { self.seal(engine, run, step, folder) } else { Ok(()) })
+    }
+
+    /// Adds what makes a folder with weights and state a checkpoint, and puts it in its place.
+    fn seal(&self, engine: &Engine, run: &SavedRun, step: usize, mut folder: NewFolder) -> Result<()> {
+        let Engine { ops, state, .. } = engine;
         folder.write_bytes(CONFIG, run.config.as_bytes())?;
         let manifest = Manifest {
             format: FORMAT,
@@ -308,6 +353,28 @@ impl Checkpoints {
     }
 }
 
+/// Writes this rank's part of the optimizer's state.
+fn write_state(engine: &Engine, folder: &mut NewFolder) -> Result<()> {
+    let (ops, world) = (engine.ops.as_ref(), engine.comm.world());
+    // What is at home in host memory may still be under way.
+    ops.synchronize()?;
+    let saved: Vec<Saved> = engine.state.saved().filter(|saved| !saved.range.is_empty()).collect();
+    let spec = |saved: &Saved| TensorSpec {
+        name: saved.name.to_string(),
+        dtype: saved.numbers.dtype(),
+        shape: saved.numbers.shape().to_vec(),
+    };
+    let specs: Vec<TensorSpec> = saved.iter().map(spec).collect();
+    let name = match world {
+        1 => format!("{OPTIMIZER}.safetensors"),
+        _ => format!("{OPTIMIZER}-{:05}-of-{world:05}.safetensors", engine.comm.rank() + 1),
+    };
+    folder.write_tensors(&name, &specs, |spec, range, bytes| {
+        let saved = saved.iter().find(|saved| saved.name == spec.name).ok_or_else(|| Error::internal(&spec.name))?;
+        ops.download(saved.numbers.rows(range), bytes)
+    })
+}
+
 /// What a checkpoint holds besides the engine's state.
 pub struct SavedRun<'a> {
     pub companions: &'a Companions,
@@ -317,9 +384,9 @@ pub struct SavedRun<'a> {
     pub data: String,
 }
 
-/// Bytes of a checkpoint's tensors.
+/// Bytes of a checkpoint's tensors, of all ranks.
 pub fn bytes(engine: &Engine) -> usize {
     let weights: usize = engine.model_tensors(engine.ops.dtype()).iter().map(TensorSpec::bytes).sum();
-    let state: usize = engine.state.buffers().map(|(_, tensor)| tensor.bytes()).sum();
+    let state: usize = engine.state.saved().map(|saved| saved.whole * saved.numbers.dtype().size()).sum();
     weights + state
 }

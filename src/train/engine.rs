@@ -1,49 +1,53 @@
-//! Everything that one optimizer step needs, reserved at once: weights, gradients, moments, activations.
+//! Everything that one optimizer step needs, reserved at once: weights, gradients, moments, activations, of one rank.
 
-use super::optimizer::{Optimizer, Update, clip_factor};
-use crate::config::{MasterWeights, ModelConfig, Normalize, OptimizerConfig, StateDtype};
+use crate::comm::{Comm, Solo};
+use crate::config::{ModelConfig, Normalize, OptimizerConfig};
 use crate::data::{IGNORE, MicroBatch};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::io::TensorSpec;
-use crate::model::{AccumulatedGradients, Activations, AttentionMode, Block, Keep, Packed, Parameter, Qwen2, ResidentWeights};
+use crate::model::{Activations, AttentionMode, Block, GradSink, Keep, Packed, Parameter, Qwen2};
 use crate::ops::Ops;
-use crate::tensor::{Arena, DType, Ledger, Tensor};
+use crate::tensor::{Arenas, DType, Ledgers, ViewMut};
+use crate::zero::{
+    MicroBatches, Optimizer, Policy, ReleasedGradients, Saved, ShardedGradients, ShardedWeights, Update, clip_factor,
+};
+use std::rc::Rc;
 
 pub struct Engine {
     pub ops: Box<dyn Ops>,
+    pub comm: Rc<dyn Comm>,
     pub state: State,
     /// What was reserved, by name.
-    pub ledger: Ledger,
+    pub ledgers: Ledgers,
 }
 
-/// All that an engine keeps in its arena.
+/// All that an engine keeps in its arenas.
 pub struct State {
     pub model: Qwen2,
-    pub weights: ResidentWeights,
-    pub gradients: AccumulatedGradients,
+    pub weights: ShardedWeights,
+    pub gradients: ShardedGradients,
     pub optimizer: Optimizer,
     activations: Activations,
 }
 
-/// Asked in every loop that may take long: an error ends it.
+/// Asked in every loop that may take long: an error ends it. Ranks ask in step, and get the same answer.
 pub type Stop<'a> = &'a dyn Fn() -> Result<()>;
 
-/// What the buffers are sized for, and the types that may be chosen.
-#[derive(Debug, Clone, Copy)]
+/// What the buffers are sized for, and how they are kept.
+#[derive(Debug, Clone)]
 pub struct Sizes {
     /// The most tokens of a micro-batch.
     pub micro_tokens: usize,
     /// Positions of the longest sequence.
     pub positions: usize,
     pub keep: Keep,
-    pub state: StateDtype,
-    pub master: MasterWeights,
+    pub policy: Policy,
 }
 
 impl Sizes {
-    /// With moments in f32 and exact masters.
+    /// With the plain policy.
     pub fn new(micro_tokens: usize, positions: usize, keep: Keep) -> Sizes {
-        Sizes { micro_tokens, positions, keep, state: StateDtype::Fp32, master: MasterWeights::Exact }
+        Sizes { micro_tokens, positions, keep, policy: Policy::plain() }
     }
 }
 
@@ -56,75 +60,138 @@ pub struct Loss {
     pub supervised_tokens: usize,
 }
 
+/// How a step's gradients are applied.
+#[derive(Debug, Clone, Copy)]
+pub struct Apply<'a> {
+    pub settings: &'a OptimizerConfig,
+    pub lr: f64,
+    /// Of stochastic rounding.
+    pub seed: u64,
+}
+
 impl State {
-    fn new(arena: &mut Arena, ops: &dyn Ops, config: &ModelConfig, sizes: Sizes) -> Result<State> {
-        let (storage, multiple) = (ops.dtype(), ops.token_multiple());
-        let model = Qwen2::new(arena, config, sizes.positions.max(multiple))?;
+    fn new(arenas: &mut Arenas, ops: &dyn Ops, comm: &Rc<dyn Comm>, config: &ModelConfig, sizes: &Sizes) -> Result<State> {
+        let (storage, multiple, policy) = (ops.dtype(), ops.token_multiple(), &sizes.policy);
+        let model = Qwen2::new(&mut arenas.device, config, sizes.positions.max(multiple))?;
         let layout = model.layout.clone();
+        let tokens = sizes.micro_tokens.next_multiple_of(multiple);
         Ok(State {
             model,
-            weights: ResidentWeights::trained(arena, layout.clone(), storage, sizes.master == MasterWeights::Exact)?,
-            gradients: AccumulatedGradients::new(arena, layout.clone())?,
-            optimizer: Optimizer::new(arena, layout, sizes.state)?,
-            activations: Activations::new(arena, config, storage, sizes.micro_tokens.next_multiple_of(multiple), sizes.keep)?,
+            weights: ShardedWeights::new(arenas, layout.clone(), comm.clone(), storage, policy)?,
+            gradients: ShardedGradients::new(arenas, layout.clone(), comm.clone(), policy)?,
+            optimizer: Optimizer::new(arenas, layout, comm.clone(), policy)?,
+            activations: Activations::new(&mut arenas.device, config, storage, tokens, sizes.keep)?,
         })
     }
 
-    /// What a step changes besides the weights, by the names of the ledger.
-    pub fn buffers(&self) -> impl Iterator<Item = (String, &Tensor)> {
-        self.optimizer.buffers().chain(self.weights.remainder_buffers())
+    /// What a step changes besides the weights, as far as it is this rank's.
+    pub fn saved(&self) -> impl Iterator<Item = Saved<'_>> {
+        self.optimizer.saved().chain(self.weights.saved())
     }
 
-    pub fn buffers_mut(&mut self) -> impl Iterator<Item = (String, &mut Tensor)> {
-        self.optimizer.buffers_mut().chain(self.weights.remainder_buffers_mut())
+    /// Writes it back: `fill` gets what [`State::saved`] says of each kind of numbers, and where they go.
+    pub fn restore(&mut self, fill: &mut dyn FnMut(Saved, ViewMut) -> Result<()>) -> Result<()> {
+        self.optimizer.restore(fill)?;
+        self.weights.restore(fill)
     }
 }
 
 impl Engine {
     /// Reserves everything. The weights are zeros until they are loaded or initialised.
-    pub fn new(ops: Box<dyn Ops>, config: &ModelConfig, sizes: Sizes) -> Result<Engine> {
-        let (mut state, ledger) = Arena::build(ops.allocator(), |arena| State::new(arena, ops.as_ref(), config, sizes))?;
+    pub fn new(ops: Box<dyn Ops>, comm: Rc<dyn Comm>, config: &ModelConfig, sizes: &Sizes) -> Result<Engine> {
+        let cut = |arenas: &mut Arenas| State::new(arenas, ops.as_ref(), &comm, config, sizes);
+        let (mut state, ledgers) = Arenas::build(ops.allocator(), ops.host_allocator(), cut)?;
         state.model.upload_tables(ops.as_ref())?;
-        Ok(Engine { ops, state, ledger })
+        Ok(Engine { ops, comm, state, ledgers })
     }
 
-    /// The ledger that [`Engine::new`] would reserve.
-    pub fn plan(ops: &dyn Ops, config: &ModelConfig, sizes: Sizes) -> Result<Ledger> {
-        let mut arena = Arena::dry();
-        State::new(&mut arena, ops, config, sizes)?;
-        Ok(arena.ledger().clone())
+    /// The engine of a run with one rank.
+    pub fn solo(ops: Box<dyn Ops>, config: &ModelConfig, sizes: &Sizes) -> Result<Engine> {
+        Engine::new(ops, Rc::new(Solo), config, sizes)
     }
 
-    /// Forms the gradients of one optimizer step from its micro-batches, which hold `rows` sequences between them.
+    /// The ledgers that [`Engine::new`] would reserve.
+    pub fn plan(ops: &dyn Ops, comm: Rc<dyn Comm>, config: &ModelConfig, sizes: &Sizes) -> Result<Ledgers> {
+        let mut arenas = Arenas::dry();
+        State::new(&mut arenas, ops, &comm, config, sizes)?;
+        Ok(arenas.ledgers())
+    }
+
+    /// Forms the gradients of one optimizer step from its micro-batches, which hold `rows` sequences between them and are dealt to the ranks in turn. `seed` is that of
+    /// stochastic rounding.
     ///
-    /// Errors: those of `stop`, which is asked before each micro-batch; the gradients are then of no use, weights and moments as before.
-    pub fn accumulate(&mut self, batches: &[MicroBatch], rows: usize, normalize: Normalize, stop: Stop) -> Result<Loss> {
-        let ops = self.ops.as_ref();
-        let State { model, weights, gradients, activations, .. } = &mut self.state;
+    /// Errors: those of `stop`, which is asked before each round of micro-batches; the gradients are then of no use, weights and moments as before.
+    pub fn accumulate(
+        &mut self,
+        batches: &[MicroBatch],
+        rows: usize,
+        normalize: Normalize,
+        seed: u64,
+        stop: Stop,
+    ) -> Result<Loss> {
+        let (ops, comm) = (self.ops.as_ref(), self.comm.as_ref());
+        let State { model, weights, gradients, activations, optimizer } = &mut self.state;
         let counts = Counts::new(batches, rows);
         let mut sums = vec![0.0f64; rows];
-        gradients.zero(ops)?;
-        for batch in batches {
+        for (round, together) in batches.chunks(comm.world()).enumerate() {
             stop()?;
-            let batch = &batch.padded(ops.token_multiple());
-            let scales = counts.scales(batch, normalize);
-            model.prepare_backward(ops, activations, packed(batch), &batch.targets, &scales)?;
-            model.forward(ops, weights, activations, packed(batch), AttentionMode::Train)?;
-            let losses = model.backward(ops, weights, gradients, activations, packed(batch))?;
-            add_losses(batch, &losses, &mut sums);
+            let first = round * comm.world();
+            gradients.begin(MicroBatches { first, count: together.len(), seed, update: optimizer.step + 1 });
+            let mine = together.get(comm.rank());
+            comm.note(&format!("update {}, micro-batch {}", optimizer.step + 1, first + comm.rank() + 1));
+            pass(ops, model, weights, gradients, activations, mine.map(|batch| (batch, &counts, normalize)), &mut sums)?;
         }
-        Ok(counts.loss(&sums, normalize))
+        gradients.finish(ops)?;
+        Ok(counts.loss(&merged(comm, sums)?, normalize))
+    }
+
+    /// The same, but each block is updated as soon as its gradients are complete: the whole step, with at most one micro-batch a rank and without clipping. Returns the loss and the
+    /// gradients' norm.
+    ///
+    /// Errors: internal, for more micro-batches. After any error but those of `stop` the weights are of no use.
+    pub fn apply_released(
+        &mut self,
+        batches: &[MicroBatch],
+        rows: usize,
+        normalize: Normalize,
+        Apply { settings, lr, seed }: Apply,
+        stop: Stop,
+    ) -> Result<(Loss, f64)> {
+        let (ops, comm) = (self.ops.as_ref(), self.comm.as_ref());
+        if batches.len() > comm.world() {
+            let (count, world) = (batches.len(), comm.world());
+            return Err(Error::internal(format!("gradients of {count} micro-batches cannot be released on {world} ranks")));
+        }
+        stop()?;
+        let State { model, weights, gradients, activations, optimizer } = &mut self.state;
+        let counts = Counts::new(batches, rows);
+        let mut sums = vec![0.0f64; rows];
+        optimizer.step += 1;
+        comm.note(&format!("update {}, micro-batch {}", optimizer.step, comm.rank() + 1));
+        gradients.begin(MicroBatches { first: 0, count: batches.len(), seed, update: optimizer.step });
+        let mine = batches.get(comm.rank()).map(|batch| (batch, &counts, normalize));
+        let update = Update { lr, grad_scale: 1.0, seed };
+        let mut sink = ReleasedGradients { gradients, weights, optimizer, settings, update, closed: None };
+        pass(ops, model, weights, &mut sink, activations, mine, &mut sums)?;
+        sink.settle(ops)?;
+        let norm = optimizer.released_norm(ops)?;
+        Ok((counts.loss(&merged(comm, sums)?, normalize), norm))
     }
 
     /// The token mean of the loss over `batches`, without gradients.
     pub fn evaluate(&mut self, batches: &[MicroBatch], rows: usize, stop: Stop) -> Result<Loss> {
         let mut sums = vec![0.0f64; rows];
-        for batch in batches {
+        for together in batches.chunks(self.comm.world()) {
             stop()?;
-            let losses = self.token_losses(batch)?;
-            add_losses(batch, &losses, &mut sums);
+            match together.get(self.comm.rank()) {
+                Some(batch) => {
+                    let losses = self.token_losses(batch)?;
+                    add_losses(batch, &losses, &mut sums);
+                }
+                None => self.state.model.forward_idle(self.ops.as_ref(), &self.state.weights)?,
+            }
         }
-        Ok(Counts::new(batches, rows).loss(&sums, Normalize::Tokens))
+        Ok(Counts::new(batches, rows).loss(&merged(self.comm.as_ref(), sums)?, Normalize::Tokens))
     }
 
     /// −log p of the target of every token of a batch, padding included, 0 where it has none.
@@ -158,13 +225,50 @@ impl Engine {
         self.state.optimizer.gradient_norm(self.ops.as_ref(), &self.state.gradients)
     }
 
-    /// Applies the accumulated gradients, whose norm is `norm`. `seed` is that of stochastic rounding.
-    pub fn update(&mut self, settings: &OptimizerConfig, lr: f64, norm: f64, seed: u64) -> Result<()> {
+    /// Applies the accumulated gradients, whose norm is `norm`.
+    pub fn update(&mut self, norm: f64, Apply { settings, lr, seed }: Apply) -> Result<()> {
         let State { weights, gradients, optimizer, .. } = &mut self.state;
         let _range = self.ops.range("optimizer");
+        self.comm.note(&format!("update {}, optimizer", optimizer.step + 1));
         let update = Update { lr, grad_scale: clip_factor(norm, settings.clip), seed };
         optimizer.update(self.ops.as_ref(), weights, gradients, settings, update)
     }
+}
+
+/// Forward and backward pass of this rank's micro-batch, if it has one; adds its losses to those of its rows.
+fn pass(
+    ops: &dyn Ops,
+    model: &Qwen2,
+    weights: &ShardedWeights,
+    sink: &mut dyn GradSink,
+    activations: &mut Activations,
+    work: Option<(&MicroBatch, &Counts, Normalize)>,
+    sums: &mut [f64],
+) -> Result<()> {
+    let Some((batch, counts, normalize)) = work else {
+        model.forward_idle(ops, weights)?;
+        return model.backward_idle(ops, weights, sink);
+    };
+    let batch = &batch.padded(ops.token_multiple());
+    let scales = counts.scales(batch, normalize);
+    model.prepare_backward(ops, activations, packed(batch), &batch.targets, &scales)?;
+    model.forward(ops, weights, activations, packed(batch), AttentionMode::Train)?;
+    let losses = model.backward(ops, weights, sink, activations, packed(batch))?;
+    add_losses(batch, &losses, sums);
+    Ok(())
+}
+
+/// The sums of all rows, each of which one rank has.
+fn merged(comm: &dyn Comm, sums: Vec<f64>) -> Result<Vec<f64>> {
+    if comm.world() == 1 {
+        return Ok(sums);
+    }
+    let mut total = vec![0.0f64; sums.len()];
+    for bytes in comm.share(bytemuck::cast_slice(&sums))? {
+        let sums: Vec<f64> = bytemuck::pod_collect_to_vec(&bytes);
+        total.iter_mut().zip(sums).for_each(|(total, sum)| *total += sum);
+    }
+    Ok(total)
 }
 
 fn packed(batch: &MicroBatch) -> Packed<'_> {

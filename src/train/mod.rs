@@ -3,16 +3,16 @@
 mod checkpoint;
 mod engine;
 mod metrics;
-mod optimizer;
+mod plan;
 mod run;
 mod run_folder;
 mod schedule;
 mod tensorboard;
 
 pub use checkpoint::{Checkpoint, Checkpoints, Manifest, bytes as checkpoint_bytes, digest};
-pub use engine::{Engine, Loss, Sizes, State};
+pub use engine::{Apply, Engine, Loss, Sizes, State};
 pub use metrics::{EvalRecord, StepRecord};
-pub use optimizer::Optimizer;
+pub use plan::{Budget, Demand, Plan, RECOMPUTE};
 pub use run::{Job, Observer, Outcome, train};
 pub use run_folder::{Resume, RunFolder, Start};
 pub use schedule::Steps;

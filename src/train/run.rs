@@ -1,14 +1,15 @@
 //! A run: epochs of steps, with evaluations, samples, records and checkpoints between them, and the exported model at the end.
 
 use super::checkpoint::{Checkpoint, Checkpoints, SavedRun, digest};
-use super::engine::Engine;
+use super::engine::{Apply, Engine};
 use super::metrics::{EvalRecord, Metrics, StepRecord};
 use super::run_folder::RunFolder;
 use super::schedule::Steps;
+use crate::comm::agree;
 use crate::config::{Config, Every};
 use crate::data::{Dataset, Example, MicroBatch, order, pack};
 use crate::error::{Error, Kind, Result};
-use crate::io::{Companions, DEFAULT_SHARD_BYTES, Export, export};
+use crate::io::{Companions, DEFAULT_SHARD_BYTES, Export, export, read_along};
 use crate::tensor::DType;
 use std::path::Path;
 use std::time::Instant;
@@ -50,6 +51,8 @@ pub struct Outcome {
     pub tokens: usize,
 }
 
+/// All ranks call it together; rank 0 writes the records, the checkpoints and the model, and the others add their parts.
+///
 /// Trains to the last step and exports the model, from step 1 or from where `checkpoint` left off, whose state `engine` has.
 ///
 /// Errors: a run that `job.stop` stops has its last whole step saved.
@@ -77,7 +80,7 @@ pub fn train(
         saved: checkpoint.filter(|c| c.path.canonicalize().ok() == checkpoints.path(done).canonicalize().ok()).map(|_| done),
         saved_run,
         checkpoints,
-        metrics: Metrics::create(&folder.metrics(), done)?,
+        metrics: (engine.comm.rank() == 0).then(|| Metrics::create(&folder.metrics(), done)).transpose()?,
         evaluation: job.eval.map(|eval| pack_all(&eval.examples, job.config)).transpose()?,
         order: (None, Vec::new()),
         algorithms: 0,
@@ -111,7 +114,8 @@ struct Run<'a> {
     saved: Option<usize>,
     saved_run: SavedRun<'a>,
     checkpoints: Checkpoints,
-    metrics: Metrics,
+    /// Of rank 0.
+    metrics: Option<Metrics>,
     /// Micro-batches and rows.
     evaluation: Option<(Vec<MicroBatch>, usize)>,
     /// An epoch and the order of its rows.
@@ -126,7 +130,7 @@ impl<'a> Run<'a> {
         let train = &self.job.config.train;
         if self.done == 0 {
             self.observer.samples(engine, 0)?;
-        } else if self.due(train.eval_every) && !self.metrics.evaluated(self.done) {
+        } else if self.due(train.eval_every) && !self.evaluated(engine)? {
             // The run was stopped between a step and its evaluation.
             self.evaluate(engine)?;
         }
@@ -142,6 +146,12 @@ impl<'a> Run<'a> {
         }
         self.save(engine)?;
         self.export(engine)
+    }
+
+    /// Whether the evaluation after the last step is on record.
+    fn evaluated(&self, engine: &Engine) -> Result<bool> {
+        let known = self.metrics.as_ref().is_some_and(|metrics| metrics.evaluated(self.done));
+        Ok(engine.comm.share(&[known.into()])?[0] == [1])
     }
 
     /// Whether something is done after the steps so far.
@@ -161,17 +171,23 @@ impl<'a> Run<'a> {
         let (step, lr) = (self.done + 1, self.steps.lr(self.done, optimizer));
         let regions = engine.ops.allocator().regions();
         let range = engine.ops.range(&format!("step {step}"));
-        let loss = engine.accumulate(&batches, rows.len(), train.normalize, self.job.stop)?;
-        let norm = engine.gradient_norm()?;
-        let skipped = !(loss.value.is_finite() && norm.is_finite());
-        if !skipped {
-            engine.update(optimizer, lr, norm, train.seed)?;
+        let apply = Apply { settings: optimizer, lr, seed: train.seed };
+        let release = self.job.config.memory.gradient_release;
+        let (loss, norm) = if release {
+            engine.apply_released(&batches, rows.len(), train.normalize, apply, self.job.stop)?
         } else {
-            let error = not_finite(step, loss.value, norm, &rows);
+            let loss = engine.accumulate(&batches, rows.len(), train.normalize, train.seed, self.job.stop)?;
+            (loss, engine.gradient_norm()?)
+        };
+        let skipped = !(loss.value.is_finite() && norm.is_finite());
+        if skipped {
+            let error = not_finite(step, loss.value, norm, &rows, release);
             if !train.skip_nonfinite {
                 return Err(error);
             }
             self.observer.skipped(&error)?;
+        } else if !release {
+            engine.update(norm, apply)?;
         }
         drop(range);
         if self.outcome.last.is_some() && engine.ops.allocator().regions() != regions {
@@ -192,13 +208,15 @@ impl<'a> Run<'a> {
             memory: self.job.memory,
             seconds,
         };
-        self.metrics.step(&record)?;
         self.done = step;
-        // New shapes of micro-batches bring new products.
-        let chosen = engine.ops.product_algorithms();
-        if chosen.len() > self.algorithms {
-            self.folder.write_algorithms(&chosen)?;
-            self.algorithms = chosen.len();
+        if let Some(metrics) = &mut self.metrics {
+            metrics.step(&record)?;
+            // New shapes of micro-batches bring new products.
+            let chosen = engine.ops.product_algorithms();
+            if chosen.len() > self.algorithms {
+                self.folder.write_algorithms(&chosen)?;
+                self.algorithms = chosen.len();
+            }
         }
         self.outcome.seconds += seconds;
         self.outcome.tokens += loss.tokens;
@@ -234,7 +252,9 @@ impl<'a> Run<'a> {
                 tokens: loss.tokens,
                 supervised_tokens: loss.supervised_tokens,
             };
-            self.metrics.evaluation(&record)?;
+            if let Some(metrics) = &mut self.metrics {
+                metrics.evaluation(&record)?;
+            }
             self.observer.evaluation(&record)?;
         }
         self.observer.samples(engine, self.done)
@@ -245,7 +265,7 @@ impl<'a> Run<'a> {
             return Ok(());
         }
         // Whoever finds the checkpoint finds the rows before it.
-        self.metrics.sync()?;
+        agree(engine.comm.as_ref(), self.metrics.as_ref().map_or(Ok(()), Metrics::sync))?;
         let path = self.checkpoints.save(engine, &self.saved_run, self.done, self.job.config.train.keep)?;
         self.saved = Some(self.done);
         self.observer.saved(&path)
@@ -254,10 +274,17 @@ impl<'a> Run<'a> {
     fn export(&self, engine: &Engine) -> Result<()> {
         let tensors = engine.model_tensors(self.job.dtype);
         let spec = Export { companions: self.job.companions, tensors: &tensors, shard_bytes: DEFAULT_SHARD_BYTES };
-        export(&self.folder.model(), &spec, |name, rows, values| {
+        let read = |name: &str, rows, values: &mut [f32]| {
             (self.job.stop)()?;
             engine.state.weights.read(engine.ops.as_ref(), name, rows, values)
-        })
+        };
+        engine.comm.note("exporting the model");
+        match engine.comm.rank() {
+            0 => export(&self.folder.model(), &spec, read),
+            _ => read_along(&spec, read),
+        }?;
+        // The others wait for the model to be complete.
+        agree(engine.comm.as_ref(), Ok(()))
     }
 }
 
@@ -266,12 +293,13 @@ fn pack_all(examples: &[Example], config: &Config) -> Result<(Vec<MicroBatch>, u
     Ok((pack(&rows, config.train.micro_tokens, config.train.packing)?, rows.len()))
 }
 
-fn not_finite(step: usize, loss: f64, norm: f64, rows: &[&Example]) -> Error {
+fn not_finite(step: usize, loss: f64, norm: f64, rows: &[&Example], released: bool) -> Error {
     const SHOWN: usize = 16;
     let mut ids: Vec<&str> = rows.iter().take(SHOWN).map(|row| row.id.as_str()).collect();
     if rows.len() > SHOWN {
         ids.push("…");
     }
-    Error::non_finite(format!("step {step}: loss {loss}, gradient norm {norm}; nothing was updated. Rows: {}", ids.join(", ")))
+    let state = if released { "the weights are of no use now, the last checkpoint is" } else { "nothing was updated" };
+    Error::non_finite(format!("step {step}: loss {loss}, gradient norm {norm}; {state}. Rows: {}", ids.join(", ")))
         .help("lower optimizer.lr or set a warm-up; check the weights with `inspect model`; train.skip_nonfinite = true leaves such steps out")
 }

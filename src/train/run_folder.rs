@@ -32,6 +32,16 @@ pub enum Start {
     Finished,
 }
 
+impl Start {
+    /// What the run goes on from.
+    pub fn checkpoint(&self) -> Option<&Checkpoint> {
+        match self {
+            Start::Continue { checkpoint, .. } => Some(checkpoint),
+            Start::Fresh { .. } | Start::Finished => None,
+        }
+    }
+}
+
 pub struct RunFolder {
     pub path: PathBuf,
     /// Held from the start of a run to the end of the process.
@@ -92,6 +102,11 @@ impl RunFolder {
             Resume::Auto | Resume::Never => Start::Fresh { invalid: Vec::new() },
         };
         Ok((folder, start))
+    }
+
+    /// The folder as a rank knows it that does not write to it on its own.
+    pub fn of_another_rank(path: PathBuf) -> RunFolder {
+        RunFolder { path, lock: None }
     }
 
     fn start_where_it_stands(&self, config: &Config, storage: DType) -> Result<Start> {

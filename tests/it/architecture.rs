@@ -8,10 +8,13 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("main", &["cli"]),
     (
         "cli",
-        &["bench", "comm", "config", "data", "device", "grading", "io", "model", "ops", "sample", "tensor", "testing", "train"],
+        &[
+            "bench", "comm", "config", "data", "device", "grading", "io", "model", "ops", "sample", "tensor", "testing",
+            "train", "zero",
+        ],
     ),
     ("train", &["zero", "model", "data", "io", "comm", "config", "ops", "tensor", "device"]),
-    ("zero", &["comm", "io", "ops", "tensor", "model"]),
+    ("zero", &["comm", "config", "io", "ops", "tensor", "model"]),
     ("comm", &["device", "tensor"]),
     ("sample", &["model", "data", "io", "ops", "tensor", "config"]),
     ("model", &["ops", "tensor", "config", "io"]),

@@ -11,9 +11,10 @@ use limo_engine::ops::cpu::{Cpu, CpuBf16};
 use limo_engine::ops::cuda::Cuda;
 use limo_engine::testing::compare::distance;
 use limo_engine::testing::random::Random;
-use limo_engine::train::{Engine, Loss, Sizes};
+use limo_engine::train::{Apply, Engine, Loss, Sizes};
 use safetensors::SafeTensors;
 use serde_json::Value;
+use std::ops::Range;
 use std::path::Path;
 
 /// Whether this binary has the emulator; prints a skip where no C++ compiler was there to build it.
@@ -145,17 +146,17 @@ fn batches() -> Vec<MicroBatch> {
 fn engine(ops: impl Ops + 'static, keep: Keep) -> (Engine, Loss) {
     let Value::Object(json) = serde_json::from_str(MODEL).unwrap() else { panic!() };
     let config = ModelConfig::from_json(&json, Path::new("config.json")).unwrap();
-    let mut engine = Engine::new(Box::new(ops), &config, Sizes::new(80, 65, keep)).unwrap();
+    let mut engine = Engine::solo(Box::new(ops), &config, &Sizes::new(80, 65, keep)).unwrap();
     // Biases and norms that are all alike would hide what reads the wrong one, or none.
     let mut random = Random::new(7);
-    let draw = |name: &str, shape: &[usize], out: &mut [f32]| {
+    let mut draw = |name: &str, shape: &[usize], _: Range<usize>, out: &mut [f32]| {
         let (mean, deviation) =
             if shape.len() > 1 { (0.0, 0.1) } else { (if name.ends_with("bias") { 0.0 } else { 1.0 }, 0.3) };
         out.copy_from_slice(&random.normals(out.len(), mean, deviation));
         Ok(())
     };
-    engine.state.weights.load(engine.ops.as_ref(), draw).unwrap();
-    let loss = engine.accumulate(&batches(), LENGTHS.len(), Normalize::Tokens, &|| Ok(())).unwrap();
+    engine.state.weights.load(engine.ops.as_ref(), &mut draw).unwrap();
+    let loss = engine.accumulate(&batches(), LENGTHS.len(), Normalize::Tokens, 0, &|| Ok(())).unwrap();
     (engine, loss)
 }
 
@@ -192,12 +193,12 @@ fn two_steps(seed: u64, keep: Keep) -> (Vec<f64>, Vec<f32>) {
     let settings = Config::parse("", "model.path='m'\ndata.train=['d']\noutput.dir='o'", &[]).unwrap().optimizer;
     let update = |engine: &mut Engine| {
         let norm = engine.gradient_norm().unwrap();
-        engine.update(&settings, 1e-3, norm, 0).unwrap();
+        engine.update(norm, Apply { settings: &settings, lr: 1e-3, seed: 0 }).unwrap();
         norm
     };
     let first_norm = update(&mut engine);
     let regions = engine.ops.allocator().regions();
-    let second = engine.accumulate(&batches(), LENGTHS.len(), Normalize::Tokens, &|| Ok(())).unwrap();
+    let second = engine.accumulate(&batches(), LENGTHS.len(), Normalize::Tokens, 0, &|| Ok(())).unwrap();
     let second_norm = update(&mut engine);
     assert_eq!(engine.ops.allocator().regions(), regions, "memory was reserved after the first step");
     let mut weights = Vec::new();

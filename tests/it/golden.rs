@@ -2,15 +2,17 @@
 
 use limo_engine::config::{Config, ModelConfig, Normalize, OptimizerConfig, Schedule, TrainConfig};
 use limo_engine::data::{Example, MicroBatch, pack};
+use limo_engine::error::Result;
 use limo_engine::io::TensorFiles;
 use limo_engine::model::{Activations, AttentionMode, Keep, Packed, Qwen2, ResidentWeights};
 use limo_engine::ops::Ops;
 use limo_engine::ops::cpu::Cpu;
 use limo_engine::sample::{Greedy, Limits};
 use limo_engine::tensor::{Arena, DType};
-use limo_engine::train::{Engine, Sizes, Steps};
+use limo_engine::train::{Apply, Engine, Sizes, Steps};
 use serde_json::Value;
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 const TOLERANCE: f64 = 1e-4;
@@ -51,13 +53,13 @@ impl Golden {
         whole(&self.expected, name)
     }
 
-    fn load_weights(&self, ops: &dyn Ops, weights: &mut ResidentWeights) {
-        weights.load(ops, |name, shape, out| self.checkpoint.read_f32(name, 0..shape[0], out)).unwrap();
+    fn reader(&self) -> impl FnMut(&str, &[usize], Range<usize>, &mut [f32]) -> Result<()> {
+        |name, _, range, out| self.checkpoint.read_elements_f32(name, range, out)
     }
 
     fn engine(&self, keep: Keep) -> Engine {
-        let mut engine = Engine::new(Box::new(Cpu), &self.config, Sizes::new(64, 64, keep)).unwrap();
-        self.load_weights(&Cpu, &mut engine.state.weights);
+        let mut engine = Engine::solo(Box::new(Cpu), &self.config, &Sizes::new(64, 64, keep)).unwrap();
+        engine.state.weights.load(&Cpu, &mut self.reader()).unwrap();
         engine
     }
 
@@ -68,7 +70,7 @@ impl Golden {
     /// Gradients of the whole batch by tensor, its loss and the gradients' norm.
     fn gradients(&self, keep: Keep, batches: &[MicroBatch], normalize: Normalize) -> (BTreeMap<String, Vec<f32>>, f64, f64) {
         let mut engine = self.engine(keep);
-        let loss = engine.accumulate(batches, self.examples.len(), normalize, &|| Ok(())).unwrap();
+        let loss = engine.accumulate(batches, self.examples.len(), normalize, 0, &|| Ok(())).unwrap();
         let norm = engine.gradient_norm().unwrap();
         let mut gradients = BTreeMap::new();
         let collect = |name: &str, values: &[f32]| {
@@ -121,7 +123,7 @@ fn logits_of_a_packed_batch() {
         })
         .unwrap();
         model.upload_tables(&Cpu).unwrap();
-        golden.load_weights(&Cpu, &mut weights);
+        weights.load(&Cpu, &mut golden.reader()).unwrap();
 
         let MicroBatch { tokens, positions, cu_seqlens, rows, .. } = &batches[0];
         let batch = Packed { tokens, positions, cu_seqlens };
@@ -205,7 +207,7 @@ fn parameters_after_eight_adamw_steps() {
         let mut engine = golden.engine(Keep::All);
         for (step, expected) in trace.iter().enumerate() {
             let what = format!("{} step {step}", golden.name);
-            let loss = engine.accumulate(&batches, golden.examples.len(), normalize, &|| Ok(())).unwrap();
+            let loss = engine.accumulate(&batches, golden.examples.len(), normalize, 0, &|| Ok(())).unwrap();
             let norm = engine.gradient_norm().unwrap();
             assert_near(&format!("{what} loss"), loss.value, &expected["loss"]);
             assert_near(&format!("{what} norm"), norm, &expected["grad_norm"]);
@@ -215,7 +217,7 @@ fn parameters_after_eight_adamw_steps() {
                 "{what}: learning rate {lr}, not {}",
                 expected["lr"]
             );
-            engine.update(&settings, lr, norm, 0).unwrap();
+            engine.update(norm, Apply { settings: &settings, lr, seed: 0 }).unwrap();
         }
         for name in golden.checkpoint.names() {
             let (before, after) = (whole(&golden.checkpoint, name), golden.tensor(&format!("after.{name}")));

@@ -19,6 +19,7 @@ mod ops;
 mod optimizer;
 mod options;
 mod packing;
+mod ranks;
 mod recipes;
 mod resume;
 mod tiny_task;

@@ -8,7 +8,9 @@ use limo_engine::model::Keep;
 use limo_engine::ops::cpu::{Cpu, CpuBf16};
 use limo_engine::ops::{AdamW, Master, Moment, Ops};
 use limo_engine::tensor::{DType, Tensor};
-use limo_engine::train::{Engine, Sizes};
+use limo_engine::train::{Apply, Engine, Sizes};
+use limo_engine::zero::Policy;
+use std::ops::Range;
 use std::path::Path;
 
 /// Two trainings on the same gradients: after 2000 steps the paths of 8-bit and f32 moments have to agree far better than two seeds of a
@@ -177,16 +179,17 @@ fn narrow_modes_in_the_emulator_follow_the_cpu() {
 fn every_element_draws_for_itself_and_by_the_seed() {
     let config = ModelConfig::from_file(Path::new("configs/tiny/config.json")).unwrap();
     let decayed = |seed: u64| {
-        let sizes = Sizes { master: MasterWeights::Stochastic, ..Sizes::new(8, 8, Keep::Stream) };
-        let mut engine = Engine::new(Box::new(CpuBf16), &config, sizes).unwrap();
-        let ones = |_: &str, _: &[usize], out: &mut [f32]| {
+        let policy = Policy { master: MasterWeights::Stochastic, ..Policy::plain() };
+        let sizes = Sizes { policy, ..Sizes::new(8, 8, Keep::Stream) };
+        let mut engine = Engine::solo(Box::new(CpuBf16), &config, &sizes).unwrap();
+        let mut ones = |_: &str, _: &[usize], _: Range<usize>, out: &mut [f32]| {
             out.fill(1.0);
             Ok(())
         };
-        engine.state.weights.load(&CpuBf16, ones).unwrap();
+        engine.state.weights.load(&CpuBf16, &mut ones).unwrap();
         let text = "model.path='m'\ndata.train=['d']\noutput.dir='o'\noptimizer.weight_decay=1.0";
         let settings = Config::parse("", text, &[]).unwrap().optimizer;
-        engine.update(&settings, 0.1 / 256.0, 0.0, seed).unwrap();
+        engine.update(0.0, Apply { settings: &settings, lr: 0.1 / 256.0, seed }).unwrap();
         ["model.layers.0.mlp.up_proj.weight", "model.layers.1.mlp.up_proj.weight", "model.layers.1.mlp.gate_proj.weight"].map(
             |name| {
                 let mut values = vec![0.0; config.intermediate_size * config.hidden_size];

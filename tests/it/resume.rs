@@ -1,14 +1,15 @@
 //! Runs that are stopped and go on: the same bits as a run that never stopped.
 
-use limo_engine::config::{Config, ModelConfig, OptimizerConfig};
+use limo_engine::config::{Config, ModelConfig};
 use limo_engine::data::{Chat, Dataset, load};
 use limo_engine::error::{Error, Kind, Result};
 use limo_engine::io::Companions;
-use limo_engine::model::Keep;
+use limo_engine::model::{Keep, random_reader};
 use limo_engine::ops::Ops;
 use limo_engine::ops::cpu::{Cpu, CpuBf16};
 use limo_engine::tensor::DType;
 use limo_engine::train::{Engine, EvalRecord, Job, Observer, Resume, RunFolder, Sizes, Start, StepRecord, Steps, train};
+use limo_engine::zero::Policy;
 use serde_json::Value;
 use std::cell::Cell;
 use std::fs;
@@ -132,13 +133,13 @@ impl Setup {
     fn run(&self, at: StopAt) -> Result<()> {
         let ops: Box<dyn Ops> = if self.dtype == DType::F32 { Box::new(Cpu) } else { Box::new(CpuBf16) };
         let (mut folder, start) = RunFolder::open(&self.config, self.dtype, &Resume::Auto, false)?;
-        let OptimizerConfig { state, master, .. } = self.config.optimizer;
-        let sizes = Sizes { state, master, ..Sizes::new(256, 256, Keep::All) };
-        let mut engine = Engine::new(ops, &self.model, sizes)?;
+        let policy = Policy::new(&self.config.optimizer, &self.config.memory);
+        let sizes = Sizes { policy, ..Sizes::new(256, 256, Keep::All) };
+        let mut engine = Engine::solo(ops, &self.model, &sizes)?;
         let checkpoint = match &start {
             Start::Fresh { invalid } => {
                 assert!(invalid.is_empty(), "{invalid:?}");
-                engine.state.weights.initialise(engine.ops.as_ref(), 7, 0.2)?;
+                engine.state.weights.load(engine.ops.as_ref(), &mut *random_reader(7, 0.2))?;
                 None
             }
             Start::Continue { checkpoint, invalid } => {

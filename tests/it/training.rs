@@ -1,15 +1,17 @@
 //! Whole runs: the tiny task, real data, the run folder, and what a run must not depend on.
 
 use crate::command::{limo_engine, succeed};
+use limo_engine::comm::Solo;
 use limo_engine::config::{ModelConfig, Normalize};
 use limo_engine::data::{Example, pack};
-use limo_engine::model::Keep;
+use limo_engine::model::{Keep, random_reader};
 use limo_engine::ops::Ops;
 use limo_engine::ops::cpu::{Cpu, CpuBf16};
 use limo_engine::testing::compare::distance;
 use limo_engine::train::{Engine, Loss, Sizes};
 use serde_json::Value;
 use std::path::Path;
+use std::rc::Rc;
 
 fn jsonl(path: &Path) -> Vec<Value> {
     std::fs::read_to_string(path).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
@@ -157,10 +159,10 @@ fn step(ops: impl Ops + 'static, keep: Keep, multiple: usize) -> (Loss, Vec<f32>
     let examples = examples();
     let rows: Vec<&Example> = examples.iter().collect();
     let sizes = Sizes::new(48usize.next_multiple_of(multiple), multiple.max(31), keep);
-    let mut engine = Engine::new(Box::new(ops), &small_model(), sizes).unwrap();
-    engine.state.weights.initialise(engine.ops.as_ref(), 7, 0.1).unwrap();
+    let mut engine = Engine::solo(Box::new(ops), &small_model(), &sizes).unwrap();
+    engine.state.weights.load(engine.ops.as_ref(), &mut *random_reader(7, 0.1)).unwrap();
     let batches: Vec<_> = pack(&rows, 48, true).unwrap().iter().map(|batch| batch.padded(multiple)).collect();
-    let loss = engine.accumulate(&batches, rows.len(), Normalize::Sequences, &|| Ok(())).unwrap();
+    let loss = engine.accumulate(&batches, rows.len(), Normalize::Sequences, 0, &|| Ok(())).unwrap();
     let mut all = Vec::new();
     let visited = engine.state.gradients.visit(engine.ops.as_ref(), |_, values| {
         all.extend_from_slice(values);
@@ -214,8 +216,8 @@ fn threads_change_no_bits() {
 fn a_changed_neighbour_changes_nothing() {
     let losses = |examples: &[Example]| {
         let rows: Vec<&Example> = examples.iter().collect();
-        let mut engine = Engine::new(Box::new(Cpu), &small_model(), Sizes::new(96, 31, Keep::All)).unwrap();
-        engine.state.weights.initialise(&Cpu, 7, 0.1).unwrap();
+        let mut engine = Engine::solo(Box::new(Cpu), &small_model(), &Sizes::new(96, 31, Keep::All)).unwrap();
+        engine.state.weights.load(&Cpu, &mut *random_reader(7, 0.1)).unwrap();
         let batch = &pack(&rows, 96, true).unwrap()[0];
         let bounds = batch.cu_seqlens.clone();
         (engine.token_losses(batch).unwrap(), bounds, batch.rows.clone())
@@ -244,9 +246,9 @@ fn a_changed_neighbour_changes_no_gradient() {
         let batches = pack(&rows, 96, true).unwrap();
         assert_eq!(batches.len(), 1, "all rows are packed together");
         let sizes = Sizes::new(96, 31, Keep::All);
-        let mut engine = Engine::new(Box::new(Cpu), &small_model(), sizes).unwrap();
-        engine.state.weights.initialise(&Cpu, 7, 0.1).unwrap();
-        engine.accumulate(&batches, rows.len(), Normalize::Tokens, &|| Ok(())).unwrap();
+        let mut engine = Engine::solo(Box::new(Cpu), &small_model(), &sizes).unwrap();
+        engine.state.weights.load(&Cpu, &mut *random_reader(7, 0.1)).unwrap();
+        engine.accumulate(&batches, rows.len(), Normalize::Tokens, 0, &|| Ok(())).unwrap();
         let mut all = Vec::new();
         let visited = engine.state.gradients.visit(&Cpu, |_, values| {
             all.extend_from_slice(values);
@@ -265,6 +267,6 @@ fn a_changed_neighbour_changes_no_gradient() {
 #[test]
 fn the_plan_is_what_is_reserved() {
     let sizes = Sizes::new(48, 31, Keep::Stream);
-    let engine = Engine::new(Box::new(Cpu), &small_model(), sizes).unwrap();
-    assert_eq!(Engine::plan(&Cpu, &small_model(), sizes).unwrap(), engine.ledger);
+    let engine = Engine::solo(Box::new(Cpu), &small_model(), &sizes).unwrap();
+    assert_eq!(Engine::plan(&Cpu, Rc::new(Solo), &small_model(), &sizes).unwrap(), engine.ledgers);
 }

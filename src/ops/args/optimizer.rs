@@ -119,7 +119,15 @@ pub enum Master<'a> {
     Remainder(ViewMut<'a>),
 }
 
-impl Master<'_> {
+impl<'a> Master<'a> {
+    /// Of a run of elements.
+    pub fn into_rows(self, range: std::ops::Range<usize>) -> Master<'a> {
+        match self {
+            Master::None => Master::None,
+            Master::Remainder(remainder) => Master::Remainder(remainder.into_rows(range)),
+        }
+    }
+
     /// The bf16 parameter and the remainder of an f32 master; NaN becomes 0x7fc00000.
     pub fn split(master: f32) -> (bf16, u16) {
         let bits = if master.is_nan() { 0x7fc0_0000 } else { master.to_bits() };

@@ -1,0 +1,111 @@
+//! Answers that are generated before, during and after training.
+
+use crate::cli::progress::Progress;
+use crate::cli::terminal::visible;
+use crate::config::{Config, ModelConfig};
+use crate::data::{Chat, Message, Prompt, read_prompts};
+use crate::error::Result;
+use crate::grading::boxed_answer;
+use crate::ops::Ops;
+use crate::sample::{Greedy, Limits};
+use crate::tensor::Ledger;
+use crate::train::Engine;
+use serde_json::Value;
+
+/// Rows to answer during training.
+pub struct Samples {
+    prompts: Vec<Prompt>,
+    /// Token ids of each prompt.
+    tokens: Vec<Vec<i32>>,
+    max_tokens: usize,
+}
+
+impl Samples {
+    pub fn load(config: &Config, chat: &Chat) -> Result<Option<Samples>> {
+        let Some(file) = &config.samples.file else { return Ok(None) };
+        let mut prompts = read_prompts(file, &config.data.fields, config.data.system.as_deref())?;
+        if config.samples.n > 0 {
+            prompts.truncate(config.samples.n);
+        }
+        let encode = |prompt: &Prompt| {
+            chat.encode_prompt(&prompt.messages).map_err(|e| e.context(format!("{} (id {})", file.display(), prompt.id)))
+        };
+        let tokens = prompts.iter().map(encode).collect::<Result<_>>()?;
+        Ok(Some(Samples { prompts, tokens, max_tokens: config.samples.max_tokens }))
+    }
+
+    /// Tokens of the longest prompt with its longest answer.
+    pub fn capacity(&self) -> usize {
+        self.tokens.iter().map(Vec::len).max().unwrap_or(1) + self.max_tokens
+    }
+
+    /// Sequences decoded at a time.
+    fn slots(&self) -> usize {
+        const MOST: usize = 64;
+        self.tokens.len().clamp(1, MOST)
+    }
+
+    /// What decoding them reserves.
+    pub fn plan(&self, ops: &dyn Ops, architecture: &ModelConfig) -> Result<Ledger> {
+        let mut ledger = Greedy::plan(ops.dtype(), architecture, self.slots(), self.capacity())?;
+        ledger.entries.iter_mut().for_each(|entry| entry.name.insert_str(0, "samples."));
+        Ok(ledger)
+    }
+}
+
+pub struct Sampler<'a> {
+    samples: &'a Samples,
+    chat: &'a Chat,
+    greedy: Greedy,
+    stop: &'a dyn Fn() -> Result<()>,
+}
+
+impl<'a> Sampler<'a> {
+    /// Answers printed in full.
+    const SHOWN: usize = 3;
+
+    pub fn new(samples: &'a Samples, engine: &Engine, chat: &'a Chat, stop: &'a dyn Fn() -> Result<()>) -> Result<Self> {
+        let config = &engine.state.model.config;
+        let greedy = Greedy::new(engine.ops.as_ref(), config, samples.slots(), samples.capacity())?;
+        Ok(Sampler { samples, chat, greedy, stop })
+    }
+
+    /// All ranks generate; the one with `progress` prints.
+    pub fn run(&mut self, engine: &Engine, step: usize, progress: Option<&Progress>) -> Result<()> {
+        let state = &engine.state;
+        let limits =
+            Limits { max_tokens: self.samples.max_tokens, stop: self.chat.stop_ids(), vocabulary: self.chat.vocabulary() };
+        let ops = engine.ops.as_ref();
+        let answers = self.greedy.generate(ops, &state.model, &state.weights, &self.samples.tokens, limits, self.stop)?;
+        let Some(progress) = progress else { return Ok(()) };
+        let texts: Vec<String> = answers.iter().map(|a| self.chat.decode(&a.tokens)).collect();
+        for ((prompt, text), answer) in self.samples.prompts.iter().zip(&texts).zip(&answers).take(Self::SHOWN) {
+            let question = prompt.messages.last().map_or("", |m: &Message| m.content.as_str());
+            let (question, text) = (visible(question), visible(text));
+            let end = if answer.stopped { "" } else { " […]" };
+            progress.line(&format!(
+                "sample at step {step}, id {}: {question}\n  {}{end}",
+                prompt.id,
+                text.replace('\n', "\n  ")
+            ))?;
+        }
+        let graded: Vec<bool> =
+            self.samples.prompts.iter().zip(&texts).filter_map(|(p, t)| exact_match(p.answer.as_ref()?, t)).collect();
+        if !graded.is_empty() {
+            let correct = graded.iter().filter(|&&correct| correct).count();
+            let percent = 100.0 * correct as f64 / graded.len() as f64;
+            progress.line(&format!("exact match at step {step}: {correct}/{} = {percent:.1} %", graded.len()))?;
+        }
+        Ok(())
+    }
+}
+
+/// Whether the boxed answer of `response` is the reference answer, character by character. None where the reference is not text or a number.
+fn exact_match(reference: &Value, response: &str) -> Option<bool> {
+    let reference = match reference {
+        Value::String(text) => text.clone(),
+        Value::Number(number) => number.to_string(),
+        _ => return None,
+    };
+    Some(boxed_answer(response).is_some_and(|answer| answer.trim() == reference.trim()))
+}
