@@ -103,7 +103,9 @@ fn sums_in_bf16_go_to_a_neighbour_and_keep_the_mean() {
     const DRAWS: u64 = 4096;
     let n = 301;
     let (x, out) = (values(n, 1, 0.01, 0.1), values(n, 2, -0.2, 1.0));
-    let sums: Vec<f32> = (0..n).map(|i| bf16::from_f32(x[i]).to_f32() + bf16::from_f32(out[i]).to_f32()).collect();
+    let sum = |i: usize| bf16::from_f32(x[i]).to_f64() + bf16::from_f32(out[i]).to_f64();
+    let sums: Vec<f32> = (0..n).map(|i| sum(i) as f32).collect();
+    assert!((0..n).all(|i| f64::from(sums[i]) == sum(i)), "sums that f32 holds");
     for dtype in [DType::F32, DType::Bf16] {
         let mut away = vec![0; n];
         for draw in 0..DRAWS {

@@ -71,8 +71,8 @@ pub fn cast(launcher: &dyn Launcher, x: View, out: ViewMut) -> Result<()> {
 
 /// Of the kernel for aligned addresses and the one for any, that which takes these, and its launch.
 fn select<'a>(op: &str, kernels: [&'a str; 2], x: &View, out: &ViewMut) -> Result<(&'a str, Launch)> {
-    let kernel = kernels[usize::from(x.address() % 16 != 0 || out.address() % 16 != 0)];
-    Ok((kernel, threads(op, out.elements().div_ceil(VECTOR as usize))?))
+    let aligned = [x.address(), out.address()].iter().all(|address| address.is_multiple_of(16));
+    Ok((kernels[usize::from(!aligned)], threads(op, out.elements().div_ceil(VECTOR as usize))?))
 }
 
 fn elements(launcher: &dyn Launcher, op: &str, kernels: [&str; 2], x: View, out: ViewMut) -> Result<()> {
