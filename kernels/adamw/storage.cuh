@@ -2,7 +2,6 @@
 // read as zero and are not stored. STREAM: nobody reads them again soon.
 #pragma once
 #include "adamw/update.cuh"
-#include "common/philox.cuh"
 #include "common/row.cuh"
 
 namespace limo {
@@ -82,17 +81,6 @@ __device__ __forceinline__ Draws draw8(const AdamWParams &p, uint64_t begin) {
         for (int i = 0; i < 4; ++i) draws.words[4 * pair + i] = draw.at[i];
     }
     return draws;
-}
-
-// Eight values rounded stochastically to bf16; `random(i)` are the 16 bits of element i.
-template <typename Random> __device__ __forceinline__ bf16x8 round8_stochastically(const f32x8 &values, Random random) {
-    bf16x8 packed;
-#pragma unroll
-    for (int i = 0; i < 8; i += 2) {
-        const uint32_t low = round_stochastically(values.at[i], random(i));
-        packed.words.at[i / 2] = low | round_stochastically(values.at[i + 1], random(i + 1)) << 16;
-    }
-    return packed;
 }
 
 } // namespace limo

@@ -1,12 +1,9 @@
 // AdamW of one element, and how a parameter is stored: the contract's arithmetic, once for all versions.
 #pragma once
-#include "common/types.cuh"
+#include "common/stochastic.cuh"
 #include "params/adamw.h"
 
 namespace limo {
-
-// A parameter that is no number is stored as this, so that no half of it looks like one.
-constexpr uint32_t QUIET_NAN = 0x7fc00000;
 
 // The update in f32, in the order of operations of torch.optim.AdamW.
 __device__ __forceinline__ void adamw_update(const AdamWParams &p, float grad, float &param, float &m, float &v) {
@@ -22,15 +19,10 @@ __device__ __forceinline__ float join_master(uint32_t param, uint32_t remainder)
     return bits_as_float((param - (remainder >> 15)) << 16 | remainder);
 }
 
-// The bits of a master; its lower half is the remainder.
+// The bits of a master; its lower half is the remainder. No half of what is no number looks like one.
 __device__ __forceinline__ uint32_t master_bits(float master) { return master == master ? float_as_bits(master) : QUIET_NAN; }
 
 // The bf16 parameter of a master's bits.
 __device__ __forceinline__ uint32_t rounded_half(uint32_t master) { return (master >> 16) + (master >> 15 & 1); }
-
-// Rounds to bf16 stochastically: 16 random bits are added below what bf16 keeps, and carry as often as the lower half is large.
-__device__ __forceinline__ uint32_t round_stochastically(float value, uint32_t random16) {
-    return (value == value ? float_as_bits(value) + random16 : QUIET_NAN) >> 16;
-}
 
 } // namespace limo

@@ -25,7 +25,7 @@ __device__ __forceinline__ Draw philox4x32(uint32_t c0, uint32_t c1, uint32_t c2
     return {{c0, c1, c2, c3}};
 }
 
-// The 64 random bits of element `index` (words 0, 1) and of the next (words 2, 3) at optimizer step `step`; `index` is even.
+// The 64 random bits of element `index` (words 0, 1) and of the next (words 2, 3) at `step`: an optimizer step, or which sum it is; `index` is even.
 __device__ __forceinline__ Draw pair_bits(uint64_t seed, uint64_t step, uint64_t index) {
     const uint64_t pair = index / 2;
     return philox4x32(uint32_t(pair), uint32_t(pair >> 32), uint32_t(step), uint32_t(step >> 32), uint32_t(seed), uint32_t(seed >> 32));

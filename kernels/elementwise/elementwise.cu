@@ -1,8 +1,9 @@
-// Fill, add, copy, and conversions between f32 and bf16: kernels that only move elements.
+// Fill, add, copy, and conversions between f32 and bf16: kernels that do little but move elements.
 // Idea: a thread takes eight elements, 16 to 64 bytes, and nothing else: with the 2048 threads of an SM that is enough on its way, so there is
 // no loop and no ladder.
 // Gain: not yet measured on a GPU.
 #include "common/row.cuh"
+#include "common/stochastic.cuh"
 #include "params/elementwise.h"
 
 namespace limo {
@@ -24,12 +25,39 @@ __device__ __forceinline__ void map_chunk(const From *x_gmem, To *out_gmem, uint
     }
 }
 
+// What `out` holds before: `width` elements of the chunk that map_chunk is at.
+template <bool VECTORS, typename To> __device__ __forceinline__ auto load_out(const To *out_gmem, uint32_t width) {
+    return VECTORS && width == CHUNK ? load_chunk<VECTORS>(out_gmem, 0, CHUNK) : load_chunk<false>(out_gmem, 0, width);
+}
+
 template <bool VECTORS> __device__ __forceinline__ void add(const ElementsParams &p) {
     map_chunk<VECTORS, float, float>(p.x, p.out, p.count, [](f32x8 x, const float *out_gmem, uint32_t width) {
-        const f32x8 out = width == CHUNK && VECTORS ? load_chunk<VECTORS>(out_gmem, 0, CHUNK) : load_chunk<false>(out_gmem, 0, width);
+        const f32x8 out = load_out<VECTORS>(out_gmem, width);
 #pragma unroll
         for (uint32_t i = 0; i < CHUNK; ++i) x.at[i] += out.at[i];
         return x;
+    });
+}
+
+// A contribution as it would arrive from another rank: rounded to bf16.
+__device__ __forceinline__ f32x8 contribution(const f32x8 &x) { return to_float(to_bf16(x)); }
+__device__ __forceinline__ f32x8 contribution(const bf16x8 &x) { return to_float(x); }
+
+// out += x, the sum rounded stochastically. From: float or bf16.
+template <bool VECTORS, typename From> __device__ __forceinline__ void accumulate(const AccumulateParams &p) {
+    const From *x_gmem = reinterpret_cast<const From *>(p.x.address);
+    map_chunk<VECTORS, From, bf16>(x_gmem, p.out, p.count, [&](const auto &x, const bf16 *out_gmem, uint32_t width) {
+        const f32x8 added = contribution(x);
+        f32x8 sum = to_float(load_out<VECTORS>(out_gmem, width));
+        uint32_t random[CHUNK];
+#pragma unroll
+        for (uint32_t i = 0; i < CHUNK; i += 2) {
+            const Draw draw = pair_bits(p.seed, p.draw, p.first + first_element() + i);
+            random[i] = draw.at[0] & 0xffff, random[i + 1] = draw.at[2] & 0xffff;
+        }
+#pragma unroll
+        for (uint32_t i = 0; i < CHUNK; ++i) sum.at[i] += added.at[i];
+        return round8_stochastically(sum, [&](int i) { return random[i]; });
     });
 }
 
@@ -67,6 +95,22 @@ extern "C" __global__ void __launch_bounds__(256) elementwise_fill(const __grid_
 extern "C" __global__ void __launch_bounds__(256) elementwise_add(const __grid_constant__ ElementsParams p) { add<true>(p); }
 
 extern "C" __global__ void __launch_bounds__(256) elementwise_add_any(const __grid_constant__ ElementsParams p) { add<false>(p); }
+
+extern "C" __global__ void __launch_bounds__(256) elementwise_accumulate_f32(const __grid_constant__ AccumulateParams p) {
+    accumulate<true, float>(p);
+}
+
+extern "C" __global__ void __launch_bounds__(256) elementwise_accumulate_f32_any(const __grid_constant__ AccumulateParams p) {
+    accumulate<false, float>(p);
+}
+
+extern "C" __global__ void __launch_bounds__(256) elementwise_accumulate_bf16(const __grid_constant__ AccumulateParams p) {
+    accumulate<true, bf16>(p);
+}
+
+extern "C" __global__ void __launch_bounds__(256) elementwise_accumulate_bf16_any(const __grid_constant__ AccumulateParams p) {
+    accumulate<false, bf16>(p);
+}
 
 extern "C" __global__ void __launch_bounds__(256) elementwise_copy(const __grid_constant__ ElementsParams p) { copy<true>(p); }
 

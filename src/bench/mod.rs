@@ -113,7 +113,7 @@ pub const BENCHES: &[Bench] = &[
     Bench { name: "attention", about: "causal attention over packed sequences", ladders: attention::ladders },
     Bench { name: "adamw", about: "one pass over weights, gradients and moments", ladders: adamw::ladders },
     Bench { name: "square_sums", about: "the partial sums of the gradient norm", ladders: adamw::square_sums_ladders },
-    Bench { name: "elementwise", about: "fill, add, cast", ladders: rows::elementwise_ladders },
+    Bench { name: "elementwise", about: "fill, add, accumulate, cast", ladders: rows::elementwise_ladders },
     Bench { name: "embedding", about: "rows of a table, and their gradient", ladders: embedding::ladders },
     Bench { name: "rope", about: "rotary positions", ladders: rows::rope_ladders },
     Bench { name: "swiglu", about: "the gated activation", ladders: rows::swiglu_ladders },

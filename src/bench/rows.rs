@@ -1,4 +1,4 @@
-//! Ops that pass once over rows of activations, or over elements: RoPE, SwiGLU, the gradient of a bias, fill, add and cast.
+//! Ops that pass once over rows of activations, or over elements: RoPE, SwiGLU, the gradient of a bias, fill, add, accumulate and cast.
 
 use super::models::{Model, TOKENS};
 use super::problem::{Device, Operand, Problem, Sets, integers, normal, tensors, zeros};
@@ -9,7 +9,7 @@ use crate::ops::cuda::bias::{BACKWARD as BIAS, bias_backward};
 use crate::ops::cuda::elementwise;
 use crate::ops::cuda::rope::{ROPE, rope};
 use crate::ops::cuda::swiglu::{BACKWARD, FORWARD, swiglu, swiglu_backward};
-use crate::ops::{BiasBackward, Cost, HeadLayout, Rope, SwiGlu, SwiGluBackward};
+use crate::ops::{Accumulate, BiasBackward, Cost, HeadLayout, Rope, SwiGlu, SwiGluBackward};
 use crate::tensor::DType::{Bf16, F32};
 use crate::tensor::Tensor;
 
@@ -83,34 +83,54 @@ type Elementwise = fn(&dyn Launcher, &mut [Tensor; 2]) -> Result<()>;
 /// Over as many elements as the largest matrix of a layer has.
 pub fn elementwise_ladders() -> Vec<Ladder> {
     type Pair = fn(&[usize]) -> [Operand; 2];
-    let ops: [(&str, &str, Pair, Elementwise); 5] = [
+    // How often `out` passes: written, or read and written.
+    let ops: [(&str, &str, usize, Pair, Elementwise); 7] = [
         (
             "fill",
             "16-byte stores",
+            1,
             |n| [zeros(F32, &[0]), zeros(F32, n)],
             |launcher, [_, out]| elementwise::fill(launcher, out.view_mut(), 0.0),
         ),
         (
             "add",
             "out += x: eight elements a thread",
+            2,
             |n| [normal(F32, n), normal(F32, n)],
             |launcher, [x, out]| elementwise::add(launcher, x.view(), out.view_mut()),
         ),
-        ("cast f32 to bf16", "eight elements a thread", |n| [normal(F32, n), zeros(Bf16, n)], cast),
-        ("cast bf16 to f32", "eight elements a thread", |n| [normal(Bf16, n), zeros(F32, n)], cast),
-        ("cast f32 to f32", "a copy, eight elements a thread", |n| [normal(F32, n), zeros(F32, n)], cast),
+        (
+            "accumulate f32 in bf16",
+            "out += x, rounded stochastically: two elements a draw",
+            2,
+            |n| [normal(F32, n), normal(Bf16, n)],
+            accumulate,
+        ),
+        (
+            "accumulate bf16 in bf16",
+            "the same, x as another rank sends it",
+            2,
+            |n| [normal(Bf16, n), normal(Bf16, n)],
+            accumulate,
+        ),
+        ("cast f32 to bf16", "eight elements a thread", 1, |n| [normal(F32, n), zeros(Bf16, n)], cast),
+        ("cast bf16 to f32", "eight elements a thread", 1, |n| [normal(Bf16, n), zeros(F32, n)], cast),
+        ("cast f32 to f32", "a copy, eight elements a thread", 1, |n| [normal(F32, n), zeros(F32, n)], cast),
     ];
-    let ladder = |(name, idea, operands, run): (&'static str, &'static str, Pair, Elementwise)| {
+    let ladder = |(name, idea, passes, operands, run): (&'static str, &'static str, usize, Pair, Elementwise)| {
         Ladder::new("elementwise", Ceiling::Copy, [(name, idea)], move |device, model| {
             let n = 2 * model.feed_forward * model.hidden;
             let mut sets = Sets::new(device.launcher, operands(&[n]))?;
-            let written_twice = if name == "add" { 2 } else { 1 };
             let [x, out] = sets.at(0);
-            let cost = Cost { flops: 0.0, bytes: (x.bytes() + written_twice * out.bytes()) as f64 };
+            let cost = Cost { flops: 0.0, bytes: (x.bytes() + passes * out.bytes()) as f64 };
             Ok(Problem::new(format!("N {n}"), cost, move |_, i| run(device.launcher, sets.at(i))))
         })
     };
     ops.map(ladder).into_iter().collect()
+}
+
+fn accumulate(launcher: &dyn Launcher, [x, out]: &mut [Tensor; 2]) -> Result<()> {
+    elementwise::accumulate(launcher, Accumulate { x: x.view(), out: out.view_mut(), seed: 1, draw: 1, first: 0 })
 }
 
 fn cast(launcher: &dyn Launcher, [x, out]: &mut [Tensor; 2]) -> Result<()> {

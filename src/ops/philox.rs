@@ -16,7 +16,7 @@ pub fn philox4x32(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
     [c0, c1, c2, c3]
 }
 
-/// The 64 random bits of element `index` and those of the next, at optimizer step `step`; `index` is even.
+/// The 64 random bits of element `index` and those of the next, at `step`: an optimizer step, or which sum it is; `index` is even.
 #[inline(always)]
 pub fn pair_bits(seed: u64, step: u64, index: u64) -> [u64; 2] {
     let pair = index / 2;

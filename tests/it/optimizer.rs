@@ -1,12 +1,13 @@
-//! AdamW with narrow storage against AdamW in f32.
+//! AdamW with narrow storage against AdamW in f32, and gradients in bf16 against their exact sums.
 
 use crate::command::limo_engine;
 use crate::engine::{Run, emulated, error, require_budget, train};
 use crate::ops::{relative_error, values, zeros};
+use half::bf16;
 use limo_engine::config::{Config, MasterWeights, ModelConfig};
 use limo_engine::model::Keep;
 use limo_engine::ops::cpu::{Cpu, CpuBf16};
-use limo_engine::ops::{AdamW, Master, Moment, Ops};
+use limo_engine::ops::{Accumulate, AdamW, Master, Moment, Ops};
 use limo_engine::tensor::{DType, Tensor};
 use limo_engine::train::{Apply, Engine, Sizes};
 use limo_engine::zero::Policy;
@@ -89,6 +90,64 @@ fn stochastic_rounding_keeps_updates_too_small_for_bf16() {
     assert!((moved - 1.0).abs() <= 0.1, "{moved}");
 }
 
+/// `out` after one sum with `x`, in bf16.
+fn accumulated(x: &[f32], x_dtype: DType, out: &[f32], seed: u64, draw: u64, first: u64) -> Vec<bf16> {
+    let shape = [x.len()];
+    let x = if x_dtype == DType::F32 { Tensor::from_f32(x, &shape) } else { Tensor::from_f32_as_bf16(x, &shape) };
+    let mut out = Tensor::from_f32_as_bf16(out, &shape);
+    Cpu.accumulate(Accumulate { x: x.view(), out: out.view_mut(), seed, draw, first }).unwrap();
+    out.view().bf16().to_vec()
+}
+
+/// A sum of bf16 becomes the neighbour towards zero or the one away from it, and the second as often as makes the mean the sum.
+#[test]
+fn sums_in_bf16_go_to_a_neighbour_and_keep_the_mean() {
+    const DRAWS: u64 = 4096;
+    let n = 301;
+    let (x, out) = (values(n, 1, 0.01, 0.1), values(n, 2, -0.2, 1.0));
+    let sum = |i: usize| bf16::from_f32(x[i]).to_f64() + bf16::from_f32(out[i]).to_f64();
+    let sums: Vec<f32> = (0..n).map(|i| sum(i) as f32).collect();
+    assert!((0..n).all(|i| f64::from(sums[i]) == sum(i)), "sums that f32 holds");
+    for dtype in [DType::F32, DType::Bf16] {
+        let mut away = vec![0; n];
+        for draw in 0..DRAWS {
+            for (i, found) in accumulated(&x, dtype, &out, 5, draw, 0).into_iter().enumerate() {
+                let cut = (sums[i].to_bits() >> 16) as u16;
+                let up = found.to_bits().wrapping_sub(cut);
+                assert!(up == 0 || up == 1 && bf16::from_bits(cut).to_f32() != sums[i], "{found} of {:e}", sums[i]);
+                away[i] += up;
+            }
+        }
+        // How often each should go away from zero, and by how many deviations it, and all together, differ.
+        let (mut difference, mut variance) = (0.0, 0.0);
+        for i in 0..n {
+            let share = f64::from(sums[i].to_bits() & 0xffff) / 65536.0;
+            let (off, of_one) = (f64::from(away[i]) - share * DRAWS as f64, share * (1.0 - share) * DRAWS as f64);
+            assert!(off.abs() <= 5.0 * of_one.sqrt(), "{:e} goes away from zero {} times", sums[i], away[i]);
+            (difference, variance) = (difference + off, variance + of_one);
+        }
+        println!("{dtype}: {:.2} deviations off", difference / f64::sqrt(variance));
+        assert!(variance > 1e4 && difference.abs() <= 4.0 * variance.sqrt(), "{difference} of {variance}");
+    }
+}
+
+#[test]
+fn a_sum_in_bf16_depends_on_seed_draw_and_place_and_rounds_what_arrives_to_nearest() {
+    let n = 40_000; // more than a task of the backend takes
+    let (x, out) = (values(n, 1, 0.01, 0.1), values(n, 2, -0.2, 1.0));
+    let sum = |seed, draw, first| accumulated(&x, DType::F32, &out, seed, draw, first);
+    let whole = sum(1, 2, 64);
+    let part = |range: std::ops::Range<usize>| {
+        let first = 64 + range.start as u64;
+        accumulated(&x[range.clone()], DType::F32, &out[range], 1, 2, first)
+    };
+    assert!([part(0..302), part(302..n)].concat() == whole, "cut in two");
+    assert!(accumulated(&x, DType::Bf16, &out, 1, 2, 64) == whole, "x in bf16");
+    for other in [sum(2, 2, 64), sum(1, 3, 64), sum(1, 2, 66)] {
+        assert!(other != whole);
+    }
+}
+
 #[test]
 fn a_master_comes_back_from_its_halves() {
     let uppers = [0x0000, 0x0001, 0x007f, 0x3f80, 0x3f81, 0x7f7f, 0x8000, 0x8001, 0xbf80, 0xff7f];
@@ -97,7 +156,7 @@ fn a_master_comes_back_from_its_halves() {
         let (param, remainder) = Master::split(master);
         assert_eq!(Master::join(param, remainder).to_bits(), master.to_bits());
         // bf16 rounds ties to even, this away from zero: both are half an ulp away.
-        let nearest = half::bf16::from_f32(master);
+        let nearest = bf16::from_f32(master);
         assert!(param == nearest || lower == 0x8000 && param.to_bits() == nearest.to_bits() + 1, "{master:e}");
     }
     for infinite in [f32::INFINITY, f32::NEG_INFINITY] {

@@ -1,5 +1,6 @@
 //! Stochastic rounding to bf16 and to 8 bits: a value becomes one of its two neighbours, with the probabilities that keep its mean. The contracts
-//! are in [`Moment`](crate::ops::Moment) and [`AdamW`](crate::ops::AdamW); `kernels/adamw/storage.cuh` computes the same bits.
+//! are in [`Moment`](crate::ops::Moment) and [`AdamW`](crate::ops::AdamW); `kernels/common/stochastic.cuh` and
+//! `kernels/adamw/eight_bits.cuh` compute the same bits.
 
 use half::bf16;
 

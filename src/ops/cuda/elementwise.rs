@@ -1,7 +1,7 @@
-//! Fill, add, cast: launches of `kernels/elementwise/`.
+//! Fill, add, accumulate, cast: launches of `kernels/elementwise/`.
 
 use super::ladder::{VECTOR, launch};
-use super::params::{ElementsParams, FillParams, Ptr, ToBf16Params, ToF32Params};
+use super::params::{AccumulateParams, ElementsParams, FillParams, Ptr, ToBf16Params, ToF32Params};
 use crate::device::{Launch, Launcher};
 use crate::error::{Error, Result};
 use crate::ops::Accumulate;
@@ -40,10 +40,21 @@ pub fn add(launcher: &dyn Launcher, x: View, out: ViewMut) -> Result<()> {
 /// The contribution of a micro-batch joins the gradient; see [`Accumulate`].
 pub fn accumulate(launcher: &dyn Launcher, op: Accumulate) -> Result<()> {
     op.check()?;
-    match op.out.dtype() {
-        DType::F32 => add(launcher, op.x, op.out),
-        _ => Err(Error::internal("accumulate: no kernel adds to bf16")),
+    let Accumulate { x, out, seed, draw, first } = op;
+    let kernels = match (x.dtype(), out.dtype()) {
+        (_, DType::F32) => return add(launcher, x, out),
+        (DType::F32, _) => ["elementwise_accumulate_f32", "elementwise_accumulate_f32_any"],
+        _ => ["elementwise_accumulate_bf16", "elementwise_accumulate_bf16_any"],
+    };
+    let count = out.elements();
+    if count == 0 {
+        return Ok(());
     }
+    let (kernel, launch) = select("accumulate", kernels, &x, &out)?;
+    let (x, out) = (Ptr::new(x.address()), Ptr::new(out.address()));
+    let params = AccumulateParams { x, out, count: count as u64, seed, draw, first };
+    // SAFETY: the kernel's own parameter block, over views of `count` elements of the types that it is chosen by.
+    unsafe { launcher.launch(kernel, launch, bytes_of(&params)) }
 }
 
 /// out = x of one shape, f32 to bf16, to nearest with ties to even, bf16 to f32, or f32 to f32.
@@ -58,15 +69,18 @@ pub fn cast(launcher: &dyn Launcher, x: View, out: ViewMut) -> Result<()> {
     elements(launcher, "cast", kernels, x, out)
 }
 
-/// Launches the kernel for aligned addresses, or the one for any.
+/// Of the kernel for aligned addresses and the one for any, that which takes these, and its launch.
+fn select<'a>(op: &str, kernels: [&'a str; 2], x: &View, out: &ViewMut) -> Result<(&'a str, Launch)> {
+    let aligned = [x.address(), out.address()].iter().all(|address| address.is_multiple_of(16));
+    Ok((kernels[usize::from(!aligned)], threads(op, out.elements().div_ceil(VECTOR as usize))?))
+}
+
 fn elements(launcher: &dyn Launcher, op: &str, kernels: [&str; 2], x: View, out: ViewMut) -> Result<()> {
-    let (count, [from, to]) = (out.elements(), [x.address(), out.address()]);
+    let (count, [from, to]) = (out.elements() as u64, [x.address(), out.address()]);
     if count == 0 {
         return Ok(());
     }
-    let kernel = kernels[usize::from(from % 16 != 0 || to % 16 != 0)];
-    let launch = threads(op, count.div_ceil(VECTOR as usize))?;
-    let count = count as u64;
+    let (kernel, launch) = select(op, kernels, &x, &out)?;
     // SAFETY: each kernel's own parameter block, over views of `count` elements of the types that the caller chose it by.
     unsafe {
         match (x.dtype(), out.dtype()) {

@@ -27,6 +27,21 @@ pub struct ElementsParams {
     pub count: u64,
 }
 
+/// `elementwise_accumulate_*`. The kernel's name says what `x` holds.
+#[repr(C)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+pub struct AccumulateParams {
+    /// [count] f32 or bf16
+    pub x: Ptr<u8>,
+    /// [count]
+    pub out: Ptr<bf16>,
+    pub count: u64,
+    pub seed: u64,
+    pub draw: u64,
+    /// The number of element 0, even.
+    pub first: u64,
+}
+
 /// `elementwise_to_bf16`
 #[repr(C)]
 #[derive(Clone, Copy, Pod, Zeroable)]
