@@ -300,16 +300,6 @@ impl Section<'_, '_> {
         self.read(key, default, &words(C::WORDS), word)
     }
 
-    /// One of a set of words, of which this version does only some.
-    pub fn implemented<C: Choice>(&mut self, key: &str, default: C, implemented: &[C]) -> C {
-        let choice = self.choice(key, default);
-        if implemented.contains(&choice) {
-            return choice;
-        }
-        self.unimplemented(key, &words(&C::WORDS.iter().filter(|(_, c)| *c == choice).copied().collect::<Vec<_>>()));
-        default
-    }
-
     /// A list of words out of a set.
     pub fn choices<C: Choice>(&mut self, key: &str) -> Vec<C> {
         let expected = format!("a list of {}", words(C::WORDS));
@@ -340,18 +330,6 @@ impl Section<'_, '_> {
     /// Reports keys that do not go together, at `key`.
     pub fn contradiction(&mut self, key: &str, message: &str, help: &str) {
         self.report(key, Error::usage(message).help(help));
-    }
-
-    /// Refuses `what`, a value of `key` that this version does not implement.
-    pub fn unimplemented(&mut self, key: &str, what: &str) {
-        let error = Error::usage(format!("`{}{key}`: {what} is not implemented in this version", self.prefix));
-        self.report(
-            key,
-            error.help(
-                "it comes with ZeRO-3; until then memory.recompute = \"block\", optimizer.state = \"int8\", optimizer.master = \"stochastic\" \
-                 and a smaller train.micro_tokens save memory",
-            ),
-        );
     }
 
     fn report(&mut self, key: &str, error: Error) {

@@ -218,7 +218,33 @@ impl Config {
             output: document.section("output", read_output),
         };
         document.finish()?;
+        config.refuse_contradictions().map_err(|error| error.context(name))?;
         Ok(config)
+    }
+
+    /// Refuses keys of different sections that do not go together.
+    fn refuse_contradictions(&self) -> Result<()> {
+        let Config { train, optimizer, memory, .. } = self;
+        let refuse = |what: &str, help: &str| Err(Error::usage(what).help(help));
+        if memory.gradient_release && optimizer.clip > 0.0 {
+            return refuse(
+                "memory.gradient_release applies gradients before their norm is known, so optimizer.clip must be 0",
+                "keep the gradients (memory.offload = [\"gradients\"] moves them to the host), or set optimizer.clip = 0",
+            );
+        }
+        if memory.gradient_release && train.skip_nonfinite {
+            return refuse(
+                "memory.gradient_release applies gradients before they are all known to be finite, so train.skip_nonfinite must be false",
+                "drop one of the two",
+            );
+        }
+        if optimizer.master == MasterWeights::Stochastic && memory.offload.contains(&Offload::Remainder) {
+            return refuse(
+                "optimizer.master = \"stochastic\" keeps no remainder that memory.offload could move",
+                "drop one of the two",
+            );
+        }
+        Ok(())
     }
 
     /// The resolved configuration as TOML, every key with its value: what the run folder's `config.toml` holds.
@@ -321,7 +347,7 @@ fn read_optimizer(s: &mut Section) -> OptimizerConfig {
         clip: s.float("clip", 1.0, 0.0..=f64::MAX),
         state: s.choice("state", StateDtype::Fp32),
         master: s.choice("master", MasterWeights::Exact),
-        gradients: s.implemented("gradients", GradientDtype::Fp32, &[GradientDtype::Fp32]),
+        gradients: s.choice("gradients", GradientDtype::Fp32),
     };
     if optimizer.warmup_steps > 0 && optimizer.warmup_ratio > 0.0 {
         s.contradiction("warmup_ratio", "optimizer.warmup_steps and optimizer.warmup_ratio are both set", "set one of the two");
@@ -336,14 +362,20 @@ fn read_memory(s: &mut Section) -> MemoryConfig {
         offload: s.choices("offload"),
         gradient_release: s.boolean("gradient_release", false),
     };
-    if memory.mlp_tiles != 1 {
-        s.unimplemented("mlp_tiles", "a value other than 1");
+    let offloads = |what| memory.offload.contains(&what);
+    if memory.recompute == Recompute::Block && offloads(Offload::Activations) {
+        s.contradiction(
+            "offload",
+            "memory.recompute = \"block\" keeps no activations that memory.offload could move",
+            "offload \"residuals\" instead, or set memory.recompute to \"mlp\" or \"none\"",
+        );
     }
-    if !memory.offload.is_empty() {
-        s.unimplemented("offload", "offloading to the host");
-    }
-    if memory.gradient_release {
-        s.unimplemented("gradient_release", "gradient release");
+    if memory.gradient_release && offloads(Offload::Gradients) {
+        s.contradiction(
+            "offload",
+            "memory.gradient_release keeps no gradients that memory.offload could move",
+            "drop one of the two",
+        );
     }
     memory
 }

@@ -1,10 +1,12 @@
 //! The buffers of a forward and backward pass, all cut once, for micro-batches of at most `capacity` tokens.
 
 use super::layout::heads;
+use super::per_layer::{AttentionStash, MlpStash, PerLayer, Stream};
 use crate::config::ModelConfig;
 use crate::error::Result;
-use crate::ops::{AttentionBackward, BiasBackward, RmsNormBackward};
-use crate::tensor::{Arena, DType, Tensor};
+use crate::ops::{AttentionBackward, BiasBackward, Ops, RmsNormBackward};
+use crate::tensor::{Arena, Arenas, DType, Tensor};
+use std::ops::Range;
 
 /// What a forward pass keeps for the backward pass. All three give the same bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,34 +21,31 @@ pub enum Keep {
     Nothing,
 }
 
-/// Attention's intermediates, of the layer that they were computed for last.
-pub struct AttentionStash {
-    pub layer: Option<usize>,
-    /// [T, D]
-    pub norm: Tensor,
-    /// [T] f32
-    pub rstd: Tensor,
-    /// [T, Q + 2K, H] after RoPE
-    pub qkv: Tensor,
-    /// [T, Q, H]
-    pub out: Tensor,
-    /// [Q · T] f32; a micro-batch of t tokens uses the first Q · t.
-    pub lse: Tensor,
-    /// [T, D] the residual stream after attention
-    pub mid: Tensor,
+/// What the buffers of a forward and backward pass are sized for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Extent {
+    /// The most tokens of a micro-batch.
+    pub tokens: usize,
+    pub keep: Keep,
+    /// Parts that the tokens go through the feed-forward block in.
+    pub mlp_tiles: usize,
+    /// What is kept of the residual stream lives in host memory.
+    pub offload_residuals: bool,
+    /// What else is kept lives there.
+    pub offload_activations: bool,
 }
 
-/// The feed-forward block's intermediates, of the layer that they were computed for last.
-pub struct MlpStash {
-    pub layer: Option<usize>,
-    /// [T, D]
-    pub norm: Tensor,
-    /// [T] f32
-    pub rstd: Tensor,
-    /// [T, 2F]
-    pub gate_up: Tensor,
-    /// [T, F]
-    pub act: Tensor,
+impl Extent {
+    /// In one tile, all on the device.
+    pub fn new(tokens: usize, keep: Keep) -> Extent {
+        Extent { tokens, keep, mlp_tiles: 1, offload_residuals: false, offload_activations: false }
+    }
+
+    /// Tokens of a tile: vectors of 16 bytes begin where tiles do.
+    fn tile(&self) -> usize {
+        const MULTIPLE: usize = 8;
+        self.tokens.div_ceil(self.mlp_tiles).next_multiple_of(MULTIPLE).min(self.tokens)
+    }
 }
 
 /// The inputs of a micro-batch on the device.
@@ -83,9 +82,9 @@ pub struct BackwardScratch {
     pub delta: Tensor,
     /// [B] u8
     pub attention: Tensor,
-    /// [T, F]
+    /// [tile, F]
     pub dact: Tensor,
-    /// [T, 2F]
+    /// [tile, 2F]
     pub dgate_up: Tensor,
     /// f32: [PARTIALS, D] of a norm's weight gradient, or [PARTIALS, (Q + 2K) · H] of the bias gradient, whichever is larger
     pub partials: Tensor,
@@ -93,11 +92,13 @@ pub struct BackwardScratch {
 
 pub struct Activations {
     pub capacity: usize,
+    /// Tokens that go through the feed-forward block at a time.
+    pub tile: usize,
     pub inputs: Inputs,
-    /// [T, D] the residual stream entering each layer, and after the last; a single buffer where nothing is kept.
-    pub stream: Vec<Tensor>,
-    pub attention: Vec<AttentionStash>,
-    pub mlp: Vec<MlpStash>,
+    /// The residual stream entering each layer, and after the last; a single buffer where nothing is kept.
+    pub stream: PerLayer<Stream>,
+    pub attention: PerLayer<AttentionStash>,
+    pub mlp: PerLayer<MlpStash>,
     /// [T, D] what the last sublayer adds to the residual stream
     pub delta: Tensor,
     /// [T, D] output of the final norm
@@ -123,18 +124,30 @@ pub fn classifier_rows(storage: DType, vocab: usize, capacity: usize) -> usize {
 }
 
 impl Activations {
-    pub fn new(arena: &mut Arena, config: &ModelConfig, storage: DType, capacity: usize, keep: Keep) -> Result<Self> {
+    pub fn new(arenas: &mut Arenas, config: &ModelConfig, storage: DType, extent: Extent) -> Result<Self> {
         let ModelConfig { hidden_size: d, intermediate_size: f, vocab_size: v, num_hidden_layers: layers, .. } = *config;
+        let Extent { tokens: t, keep, offload_residuals, offload_activations, .. } = extent;
         let heads = heads(config);
-        let t = capacity;
         let (fused, query) = (heads.fused(), heads.query);
+        let tile = extent.tile();
         let (streams, attention, mlp) = match keep {
             Keep::All => (layers + 1, layers, layers),
             Keep::Attention => (layers + 1, layers, 1),
             Keep::Stream => (layers + 1, 1, 1),
             Keep::Nothing => (1, 1, 1),
         };
-        let mut cut = |name: &str, dtype, shape: &[usize]| arena.tensor(name, dtype, shape);
+        let homes = |offload| if offload { layers } else { 0 };
+        let stream = PerLayer::new(arenas, "stream", streams, homes(offload_residuals), |arenas, i| {
+            arenas.device.tensor(&format!("activations.stream.{i}"), storage, &[t, d]).map(Stream)
+        })?;
+        let attention = PerLayer::new(arenas, "attention", attention, homes(offload_activations), |arenas, i| {
+            AttentionStash::new(arenas, i, storage, t, d, [fused, query, heads.dim])
+        })?;
+        let wide = if keep == Keep::All { t } else { tile };
+        let mlp = PerLayer::new(arenas, "mlp", mlp, homes(offload_activations), |arenas, i| {
+            MlpStash::new(arenas, i, storage, [t, wide], [d, f])
+        })?;
+        let mut cut = |name: &str, dtype, shape: &[usize]| arenas.device.tensor(name, dtype, shape);
         let inputs = Inputs {
             tokens: cut("inputs.tokens", DType::I32, &[t])?,
             order: cut("inputs.order", DType::I32, &[t])?,
@@ -145,31 +158,6 @@ impl Activations {
             targets: cut("inputs.targets", DType::I32, &[t])?,
             scales: cut("inputs.scales", DType::F32, &[t])?,
         };
-        let stream = (0..streams).map(|i| cut(&format!("activations.stream.{i}"), storage, &[t, d])).collect::<Result<_>>()?;
-        let attention = (0..attention).map(|i| {
-            let name = |what| format!("activations.attention.{i}.{what}");
-            Ok(AttentionStash {
-                layer: None,
-                norm: cut(&name("norm"), storage, &[t, d])?,
-                rstd: cut(&name("rstd"), DType::F32, &[t])?,
-                qkv: cut(&name("qkv"), storage, &[t, fused, heads.dim])?,
-                out: cut(&name("out"), storage, &[t, query, heads.dim])?,
-                lse: cut(&name("lse"), DType::F32, &[query * t])?,
-                mid: cut(&name("mid"), storage, &[t, d])?,
-            })
-        });
-        let attention = attention.collect::<Result<_>>()?;
-        let mlp = (0..mlp).map(|i| {
-            let name = |what| format!("activations.mlp.{i}.{what}");
-            Ok(MlpStash {
-                layer: None,
-                norm: cut(&name("norm"), storage, &[t, d])?,
-                rstd: cut(&name("rstd"), DType::F32, &[t])?,
-                gate_up: cut(&name("gate_up"), storage, &[t, 2 * f])?,
-                act: cut(&name("act"), storage, &[t, f])?,
-            })
-        });
-        let mlp = mlp.collect::<Result<_>>()?;
         let rows = classifier_rows(storage, v, t);
         let partials = (RmsNormBackward::PARTIALS * d).max(BiasBackward::PARTIALS * fused * heads.dim);
         let backward = match keep {
@@ -181,13 +169,14 @@ impl Activations {
                 dqkv: cut("backward.dqkv", storage, &[t, fused, heads.dim])?,
                 delta: cut("backward.delta", DType::F32, &[query * t])?,
                 attention: cut("backward.attention", DType::U8, &[AttentionBackward::scratch_bytes(storage, t, heads)])?,
-                dact: cut("backward.dact", storage, &[t, f])?,
-                dgate_up: cut("backward.dgate_up", storage, &[t, 2 * f])?,
+                dact: cut("backward.dact", storage, &[tile, f])?,
+                dgate_up: cut("backward.dgate_up", storage, &[tile, 2 * f])?,
                 partials: cut("backward.partials", DType::F32, &[partials])?,
             }),
         };
         Ok(Activations {
-            capacity,
+            capacity: t,
+            tile,
             inputs,
             stream,
             attention,
@@ -200,6 +189,29 @@ impl Activations {
             losses: cut("classifier.losses", DType::F32, &[t])?,
             backward,
         })
+    }
+}
+
+impl Activations {
+    /// The runs of tokens that go through the feed-forward block one after another.
+    pub fn tiles(&self, tokens: usize) -> impl Iterator<Item = Range<usize>> + use<> {
+        let tile = self.tile;
+        (0..tokens).step_by(tile).map(move |begin| begin..tokens.min(begin + tile))
+    }
+
+    /// Brings back what is kept of a layer in host memory.
+    pub fn prefetch(&mut self, ops: &dyn Ops, layer: usize, tokens: usize) -> Result<()> {
+        let capacity = self.capacity;
+        self.stream.prefetch(ops, layer, tokens, capacity)?;
+        self.attention.prefetch(ops, layer, tokens, capacity)?;
+        self.mlp.prefetch(ops, layer, tokens, capacity)
+    }
+
+    /// Lets the computation read it.
+    pub fn await_layer(&mut self, ops: &dyn Ops, layer: usize) -> Result<()> {
+        self.stream.await_layer(ops, layer)?;
+        self.attention.await_layer(ops, layer)?;
+        self.mlp.await_layer(ops, layer)
     }
 }
 

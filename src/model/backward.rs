@@ -2,7 +2,7 @@
 
 use super::activations::{Activations, BackwardScratch};
 use super::forward::{AttentionMode, Entry, Packed, Qwen2};
-use super::gradients::GradSink;
+use super::gradients::{BlockGradients, GradSink};
 use super::layout::{Block, Role};
 use super::weights::{BlockWeights, WeightSource, download_f32};
 use crate::error::{Error, Result};
@@ -47,13 +47,22 @@ impl Qwen2 {
             if layer > 0 {
                 weights.prefetch(ops, Block::Layer(layer - 1))?;
             }
-            if activations.attention[layer % activations.attention.len()].layer != Some(layer) {
-                self.attention_part(ops, &block, activations, layer, batch, Entry::Stream, &mut AttentionMode::Train)?;
-                self.mlp_part(ops, &block, activations, layer, t, Entry::AddDelta)?;
-            } else if activations.mlp[layer % activations.mlp.len()].layer != Some(layer) {
-                self.mlp_part(ops, &block, activations, layer, t, Entry::Stream)?;
+            activations.prefetch(ops, layer, t)?;
+            activations.await_layer(ops, layer)?;
+            if layer > 0 {
+                activations.prefetch(ops, layer - 1, t)?;
             }
-            self.layer_backward(ops, &block, sink, activations, layer, batch)?;
+            let kept = activations.mlp.holds(layer) && activations.mlp.of(layer).whole();
+            if !activations.attention.holds(layer) {
+                self.attention_part(ops, &block, activations, layer, batch, Entry::Stream, &mut AttentionMode::Train)?;
+                self.mlp_norm(ops, &block, activations, layer, t, Entry::AddDelta)?;
+            } else if !activations.mlp.holds(layer) {
+                self.mlp_norm(ops, &block, activations, layer, t, Entry::Stream)?;
+            }
+            let mut gradients = sink.open(ops, Block::Layer(layer))?;
+            self.mlp_backward(ops, &block, &mut gradients, activations, layer, t, kept)?;
+            self.attention_backward(ops, &block, &mut gradients, activations, layer, batch)?;
+            sink.close(ops, Block::Layer(layer))?;
         }
         let scratch = scratch(&mut activations.backward)?;
         let mut gradients = sink.open(ops, Block::Embedding)?;
@@ -128,7 +137,7 @@ impl Qwen2 {
         }
         ops.rms_norm_backward(RmsNormBackward {
             dy: scratch.dnorm.rows(t),
-            sum: stream[self.config.num_hidden_layers].rows(t),
+            sum: stream.of(self.config.num_hidden_layers).0.rows(t),
             weight: norm.get(Role::FinalNorm),
             rstd: hidden_rstd.rows(t),
             dsum: scratch.dstream.rows_mut(t),
@@ -139,12 +148,62 @@ impl Qwen2 {
         sink.close(ops, Block::Head)
     }
 
-    /// One layer; `dstream` is the gradient of the stream leaving it, then of the stream entering it.
-    fn layer_backward(
+    /// The feed-forward block of one layer; `dstream` is the gradient of the stream leaving it, then of the stream entering it. Unless gate, up and activation are `kept`, they are
+    /// computed again.
+    #[allow(clippy::too_many_arguments)]
+    fn mlp_backward(
         &self,
         ops: &dyn Ops,
         block: &BlockWeights,
-        sink: &mut dyn GradSink,
+        gradients: &mut BlockGradients,
+        activations: &mut Activations,
+        layer: usize,
+        t: usize,
+        kept: bool,
+    ) -> Result<()> {
+        for tile in activations.tiles(t) {
+            if !kept {
+                self.mlp_tile(ops, block, activations, layer, tile.clone())?;
+            }
+            let Activations { mlp, backward, .. } = activations;
+            let (scratch, stash, n) = (scratch(backward)?, mlp.of(layer), tile.len());
+            let rows = stash.rows(&tile);
+            // The stream's gradient is also that of the down projection's output.
+            let dout = scratch.dstream.view().rows(tile.clone());
+            let act = stash.act.view().rows(rows.clone());
+            ops.gemm(Gemm::linear_weight_gradient(dout, act, gradients.get(Role::DownWeight)))?;
+            ops.gemm(Gemm::linear_input_gradient(dout, block.get(Role::DownWeight), scratch.dact.rows_mut(n)))?;
+            ops.swiglu_backward(SwiGluBackward {
+                gate_up: stash.gate_up.view().rows(rows),
+                dout: scratch.dact.rows(n),
+                dgate_up: scratch.dgate_up.rows_mut(n),
+            })?;
+            let dgate_up = scratch.dgate_up.rows(n);
+            let norm = stash.norm.view().rows(tile.clone());
+            ops.gemm(Gemm::linear_weight_gradient(dgate_up, norm, gradients.get(Role::GateUpWeight)))?;
+            let dnorm = scratch.dnorm.view_mut().into_rows(tile);
+            ops.gemm(Gemm::linear_input_gradient(dgate_up, block.get(Role::GateUpWeight), dnorm))?;
+        }
+        let Activations { attention, mlp, backward, .. } = activations;
+        let scratch = scratch(backward)?;
+        ops.rms_norm_backward(RmsNormBackward {
+            dy: scratch.dnorm.rows(t),
+            sum: attention.of(layer).mid.rows(t),
+            weight: block.get(Role::MlpNorm),
+            rstd: mlp.of(layer).rstd.rows(t),
+            dsum: scratch.dstream.rows_mut(t),
+            accumulate: true,
+            dweight: gradients.get(Role::MlpNorm),
+            partials: partial_sums(&mut scratch.partials, RmsNormBackward::PARTIALS, self.config.hidden_size),
+        })
+    }
+
+    /// Attention of one layer, likewise.
+    fn attention_backward(
+        &self,
+        ops: &dyn Ops,
+        block: &BlockWeights,
+        gradients: &mut BlockGradients,
         activations: &mut Activations,
         layer: usize,
         batch: Packed,
@@ -152,36 +211,9 @@ impl Qwen2 {
         let t = batch.tokens.len();
         let heads = self.heads;
         let (fused, query) = (heads.fused() * heads.dim, heads.query * heads.dim);
-        let Activations { inputs, stream, attention, mlp, backward, .. } = activations;
+        let Activations { inputs, stream, attention, backward, .. } = activations;
         let scratch = scratch(backward)?;
-        let attention = &attention[layer % attention.len()];
-        let mlp = &mlp[layer % mlp.len()];
-        let mut gradients = sink.open(ops, Block::Layer(layer))?;
-
-        // The feed-forward block. The stream's gradient is also that of the down projection's output.
-        let dout = scratch.dstream.rows(t);
-        ops.gemm(Gemm::linear_weight_gradient(dout, mlp.act.rows(t), gradients.get(Role::DownWeight)))?;
-        ops.gemm(Gemm::linear_input_gradient(dout, block.get(Role::DownWeight), scratch.dact.rows_mut(t)))?;
-        ops.swiglu_backward(SwiGluBackward {
-            gate_up: mlp.gate_up.rows(t),
-            dout: scratch.dact.rows(t),
-            dgate_up: scratch.dgate_up.rows_mut(t),
-        })?;
-        let dgate_up = scratch.dgate_up.rows(t);
-        ops.gemm(Gemm::linear_weight_gradient(dgate_up, mlp.norm.rows(t), gradients.get(Role::GateUpWeight)))?;
-        ops.gemm(Gemm::linear_input_gradient(dgate_up, block.get(Role::GateUpWeight), scratch.dnorm.rows_mut(t)))?;
-        ops.rms_norm_backward(RmsNormBackward {
-            dy: scratch.dnorm.rows(t),
-            sum: attention.mid.rows(t),
-            weight: block.get(Role::MlpNorm),
-            rstd: mlp.rstd.rows(t),
-            dsum: scratch.dstream.rows_mut(t),
-            accumulate: true,
-            dweight: gradients.get(Role::MlpNorm),
-            partials: partial_sums(&mut scratch.partials, RmsNormBackward::PARTIALS, self.config.hidden_size),
-        })?;
-
-        // Attention.
+        let attention = attention.of(layer);
         let dout = scratch.dstream.rows(t);
         let out = attention.out.rows(t).reshape(&[t, query]);
         ops.gemm(Gemm::linear_weight_gradient(dout, out, gradients.get(Role::OutputWeight)))?;
@@ -214,15 +246,14 @@ impl Qwen2 {
         ops.gemm(Gemm::linear_input_gradient(dqkv, block.get(Role::QkvWeight), scratch.dnorm.rows_mut(t)))?;
         ops.rms_norm_backward(RmsNormBackward {
             dy: scratch.dnorm.rows(t),
-            sum: stream[layer].rows(t),
+            sum: stream.of(layer).0.rows(t),
             weight: block.get(Role::AttentionNorm),
             rstd: attention.rstd.rows(t),
             dsum: scratch.dstream.rows_mut(t),
             accumulate: true,
             dweight: gradients.get(Role::AttentionNorm),
             partials: partial_sums(&mut scratch.partials, RmsNormBackward::PARTIALS, self.config.hidden_size),
-        })?;
-        sink.close(ops, Block::Layer(layer))
+        })
     }
 }
 

@@ -1,12 +1,14 @@
 //! The forward pass: one layer loop for training, evaluation and sampling. What differs is the attention mode.
 
-use super::activations::{Activations, AttentionStash, KvCache};
+use super::activations::{Activations, KvCache};
 use super::layout::{Block, Layout, Role, heads};
+use super::per_layer::{AttentionStash, Stream};
 use super::weights::{BlockWeights, WeightSource, download_f32};
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
 use crate::ops::*;
 use crate::tensor::{Arena, DType, Tensor};
+use std::ops::Range;
 use std::sync::Arc;
 
 /// A Qwen2 model without its weights: the architecture, its parameter layout and the RoPE tables.
@@ -103,10 +105,11 @@ impl Qwen2 {
         {
             let embedding = weights.acquire(ops, Block::Embedding)?;
             weights.prefetch(ops, Block::Layer(0))?;
+            activations.stream.begin(ops, 0)?;
             ops.embedding(Embedding {
                 table: embedding.get(Role::Embedding),
                 ids: activations.inputs.tokens.rows(t),
-                out: activations.stream[0].rows_mut(t),
+                out: activations.stream.of_mut(0).0.rows_mut(t),
             })?;
         }
         for layer in 0..layers {
@@ -115,16 +118,23 @@ impl Qwen2 {
             self.prefetch_after(ops, weights, layer)?;
             let entry = if layer == 0 { Entry::Stream } else { Entry::AddDelta };
             self.attention_part(ops, &block, activations, layer, batch, entry, &mut mode)?;
-            self.mlp_part(ops, &block, activations, layer, t, Entry::AddDelta)?;
-            let mlp = &activations.mlp[layer % activations.mlp.len()];
-            ops.gemm(Gemm::linear(mlp.act.rows(t), block.get(Role::DownWeight), None, activations.delta.rows_mut(t)))?;
+            self.mlp_norm(ops, &block, activations, layer, t, Entry::AddDelta)?;
+            for tile in activations.tiles(t) {
+                self.mlp_tile(ops, &block, activations, layer, tile.clone())?;
+                let stash = activations.mlp.of(layer);
+                let (act, delta) = (stash.act.view().rows(stash.rows(&tile)), activations.delta.view_mut().into_rows(tile));
+                ops.gemm(Gemm::linear(act, block.get(Role::DownWeight), None, delta))?;
+            }
+            let capacity = activations.capacity;
+            activations.stream.finish(ops, layer, t, capacity)?;
+            activations.attention.finish(ops, layer, t, capacity)?;
+            activations.mlp.finish(ops, layer, t, capacity)?;
         }
         let head = weights.acquire(ops, Block::Head)?;
-        let last = layers % activations.stream.len();
-        let attention = &activations.attention[(layers - 1) % activations.attention.len()];
+        activations.stream.begin(ops, layers)?;
         ops.rms_norm(RmsNorm {
-            x: attention.mid.rows(t),
-            residual: Some(Residual { delta: activations.delta.rows(t), sum: activations.stream[last].rows_mut(t) }),
+            x: activations.attention.of(layers - 1).mid.rows(t),
+            residual: Some(Residual { delta: activations.delta.rows(t), sum: activations.stream.of_mut(layers).0.rows_mut(t) }),
             weight: head.get(Role::FinalNorm),
             eps: self.config.rms_norm_eps as f32,
             y: activations.hidden.rows_mut(t),
@@ -175,30 +185,25 @@ impl Qwen2 {
         let t = batch.tokens.len();
         let heads = self.heads;
         let Activations { inputs, stream, attention, delta, .. } = activations;
-        let stream_index = layer % stream.len();
-        let stream = &mut stream[stream_index];
-        let (slots, eps) = (attention.len(), self.config.rms_norm_eps as f32);
+        let eps = self.config.rms_norm_eps as f32;
         let weight = block.get(Role::AttentionNorm);
+        attention.begin(ops, layer)?;
+        let (AttentionStash { norm, rstd, mid, .. }, previous) = attention.with_previous(layer);
+        let (y, rstd) = (norm.rows_mut(t), rstd.rows_mut(t));
         match entry {
             Entry::Stream => {
-                let stash = &mut attention[layer % slots];
-                let (y, rstd) = (stash.norm.rows_mut(t), stash.rstd.rows_mut(t));
-                ops.rms_norm(RmsNorm { x: stream.rows(t), residual: None, weight, eps, y, rstd })?;
+                let x = stream.of(layer).0.rows(t);
+                ops.rms_norm(RmsNorm { x, residual: None, weight, eps, y, rstd })?;
             }
             Entry::AddDelta => {
+                stream.begin(ops, layer)?;
+                let Stream(stream) = stream.of_mut(layer);
                 let residual = Some(Residual { delta: delta.rows(t), sum: stream.rows_mut(t) });
-                if slots == 1 {
-                    let AttentionStash { mid, norm, rstd, .. } = &mut attention[0];
-                    let (y, rstd) = (norm.rows_mut(t), rstd.rows_mut(t));
-                    ops.rms_norm(RmsNorm { x: mid.rows(t), residual, weight, eps, y, rstd })?;
-                } else {
-                    let (before, stash) = attention.split_at_mut(layer);
-                    let (y, rstd) = (stash[0].norm.rows_mut(t), stash[0].rstd.rows_mut(t));
-                    ops.rms_norm(RmsNorm { x: before[layer - 1].mid.rows(t), residual, weight, eps, y, rstd })?;
-                }
+                let x = previous.map_or(&*mid, |previous| &previous.mid).rows(t);
+                ops.rms_norm(RmsNorm { x, residual, weight, eps, y, rstd })?;
             }
         }
-        let stash = &mut attention[layer % slots];
+        let stash = attention.of_mut(layer);
         let width = heads.fused() * heads.dim;
         let qkv = stash.qkv.rows_mut(t).into_shape(&[t, width]);
         ops.gemm(Gemm::linear(stash.norm.rows(t), block.get(Role::QkvWeight), Some(block.get(Role::QkvBias)), qkv))?;
@@ -231,13 +236,12 @@ impl Qwen2 {
                 out: stash.out.rows_mut(t),
             })?,
         }
-        stash.layer = Some(layer);
         let out = stash.out.rows(t).reshape(&[t, heads.query * heads.dim]);
         ops.gemm(Gemm::linear(out, block.get(Role::OutputWeight), None, delta.rows_mut(t)))
     }
 
-    /// Norm, gate/up and activation of one layer; what is left is the down projection.
-    pub(super) fn mlp_part(
+    /// The second norm of one layer.
+    pub(super) fn mlp_norm(
         &self,
         ops: &dyn Ops,
         block: &BlockWeights,
@@ -247,22 +251,34 @@ impl Qwen2 {
         entry: Entry,
     ) -> Result<()> {
         let Activations { stream, attention, mlp, delta, .. } = activations;
-        let (streams, attentions, mlps) = (stream.len(), attention.len(), mlp.len());
-        let mid = &mut attention[layer % attentions].mid;
-        let stash = &mut mlp[layer % mlps];
+        mlp.begin(ops, layer)?;
+        let (mid, stash) = (&mut attention.of_mut(layer).mid, mlp.of_mut(layer));
         let (y, rstd) = (stash.norm.rows_mut(t), stash.rstd.rows_mut(t));
         let (weight, eps) = (block.get(Role::MlpNorm), self.config.rms_norm_eps as f32);
         match entry {
-            Entry::Stream => ops.rms_norm(RmsNorm { x: mid.rows(t), residual: None, weight, eps, y, rstd })?,
+            Entry::Stream => ops.rms_norm(RmsNorm { x: mid.rows(t), residual: None, weight, eps, y, rstd }),
             Entry::AddDelta => {
                 let residual = Some(Residual { delta: delta.rows(t), sum: mid.rows_mut(t) });
-                ops.rms_norm(RmsNorm { x: stream[layer % streams].rows(t), residual, weight, eps, y, rstd })?;
+                ops.rms_norm(RmsNorm { x: stream.of(layer).0.rows(t), residual, weight, eps, y, rstd })
             }
         }
-        ops.gemm(Gemm::linear(stash.norm.rows(t), block.get(Role::GateUpWeight), None, stash.gate_up.rows_mut(t)))?;
-        ops.swiglu(SwiGlu { gate_up: stash.gate_up.rows(t), out: stash.act.rows_mut(t) })?;
-        stash.layer = Some(layer);
-        Ok(())
+    }
+
+    /// Gate, up and activation of a tile of one layer; what is left is the down projection.
+    pub(super) fn mlp_tile(
+        &self,
+        ops: &dyn Ops,
+        block: &BlockWeights,
+        activations: &mut Activations,
+        layer: usize,
+        tile: Range<usize>,
+    ) -> Result<()> {
+        let stash = activations.mlp.of_mut(layer);
+        let rows = stash.rows(&tile);
+        let gate_up = stash.gate_up.view_mut().into_rows(rows.clone());
+        ops.gemm(Gemm::linear(stash.norm.view().rows(tile), block.get(Role::GateUpWeight), None, gate_up))?;
+        let gate_up = stash.gate_up.view().rows(rows.clone());
+        ops.swiglu(SwiGlu { gate_up, out: stash.act.view_mut().into_rows(rows) })
     }
 
     /// −log p(target) of every token after [`Qwen2::forward`]; 0 where the target is [`IGNORE`].

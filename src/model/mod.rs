@@ -7,10 +7,11 @@ mod backward;
 mod forward;
 mod gradients;
 mod layout;
+mod per_layer;
 mod random;
 mod weights;
 
-pub use activations::{Activations, Keep, KvCache, classifier_rows};
+pub use activations::{Activations, Extent, Keep, KvCache, classifier_rows};
 pub use forward::{AttentionMode, Packed, Qwen2};
 pub use gradients::{BlockGradients, GradSink};
 pub use layout::{Block, BlockLayout, Layout, Parameter, Part, Role};

@@ -3,9 +3,9 @@
 
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
-use crate::model::{Activations, AttentionMode, Keep, KvCache, Packed, Qwen2, WeightSource};
+use crate::model::{Activations, AttentionMode, Extent, Keep, KvCache, Packed, Qwen2, WeightSource};
 use crate::ops::Ops;
-use crate::tensor::{Arena, DType, Ledger};
+use crate::tensor::{Arenas, DType, Ledger};
 use std::collections::{BTreeSet, VecDeque};
 
 /// Cache and activations for a fixed number of sequences, each of a limited length.
@@ -50,20 +50,21 @@ struct Running {
 impl Greedy {
     /// Reserves cache and activations for `slots` sequences of at most `capacity` tokens, prompt included.
     pub fn new(ops: &dyn Ops, config: &ModelConfig, slots: usize, capacity: usize) -> Result<Self> {
-        let (greedy, _) = Arena::build(ops.allocator(), |arena| Self::cut(arena, ops.dtype(), config, slots, capacity))?;
+        let cut = |arenas: &mut Arenas| Self::cut(arenas, ops.dtype(), config, slots, capacity);
+        let (greedy, _) = Arenas::build(ops.allocator(), ops.host_allocator(), cut)?;
         Ok(greedy)
     }
 
     /// The ledger that [`Greedy::new`] would reserve.
     pub fn plan(storage: DType, config: &ModelConfig, slots: usize, capacity: usize) -> Result<Ledger> {
-        let mut arena = Arena::dry();
-        Self::cut(&mut arena, storage, config, slots, capacity)?;
-        Ok(arena.ledger().clone())
+        let mut arenas = Arenas::dry();
+        Self::cut(&mut arenas, storage, config, slots, capacity)?;
+        Ok(arenas.ledgers().device)
     }
 
-    fn cut(arena: &mut Arena, storage: DType, config: &ModelConfig, slots: usize, capacity: usize) -> Result<Self> {
-        let activations = Activations::new(arena, config, storage, slots.max(capacity), Keep::Nothing)?;
-        Ok(Greedy { activations, cache: KvCache::new(arena, config, storage, slots, capacity)?, slots, capacity })
+    fn cut(arenas: &mut Arenas, storage: DType, config: &ModelConfig, slots: usize, capacity: usize) -> Result<Self> {
+        let activations = Activations::new(arenas, config, storage, Extent::new(slots.max(capacity), Keep::Nothing))?;
+        Ok(Greedy { activations, cache: KvCache::new(&mut arenas.device, config, storage, slots, capacity)?, slots, capacity })
     }
 
     /// Answers every prompt with the likeliest token at each step.

@@ -4,9 +4,9 @@ use crate::config::ModelConfig;
 use crate::data::MicroBatch;
 use crate::error::Result;
 use crate::io::TensorFiles;
-use crate::model::{Activations, AttentionMode, Keep, Packed, Qwen2, ResidentWeights, checkpoint_reader};
+use crate::model::{Activations, AttentionMode, Extent, Keep, Packed, Qwen2, ResidentWeights, checkpoint_reader};
 use crate::ops::Ops;
-use crate::tensor::{Arena, Ledger};
+use crate::tensor::{Arenas, Ledger};
 use std::ops::Range;
 
 /// A model with the buffers of a forward pass.
@@ -25,8 +25,8 @@ impl Scorer {
         micro_tokens: usize,
         positions: usize,
     ) -> Result<Scorer> {
-        let cut = |arena: &mut Arena| Self::cut(arena, ops, config, micro_tokens, positions);
-        let (mut scorer, _) = Arena::build(ops.allocator(), cut)?;
+        let cut = |arenas: &mut Arenas| Self::cut(arenas, ops, config, micro_tokens, positions);
+        let (mut scorer, _) = Arenas::build(ops.allocator(), ops.host_allocator(), cut)?;
         scorer.model.upload_tables(ops)?;
         let layout = scorer.model.layout.clone();
         scorer.weights.load(ops, &mut *checkpoint_reader(checkpoint, &layout)?)?;
@@ -35,16 +35,17 @@ impl Scorer {
 
     /// The ledger that [`Scorer::load`] would reserve.
     pub fn plan(ops: &dyn Ops, config: &ModelConfig, micro_tokens: usize, positions: usize) -> Result<Ledger> {
-        let mut arena = Arena::dry();
-        Self::cut(&mut arena, ops, config, micro_tokens, positions)?;
-        Ok(arena.ledger().clone())
+        let mut arenas = Arenas::dry();
+        Self::cut(&mut arenas, ops, config, micro_tokens, positions)?;
+        Ok(arenas.ledgers().device)
     }
 
-    fn cut(arena: &mut Arena, ops: &dyn Ops, config: &ModelConfig, micro_tokens: usize, positions: usize) -> Result<Scorer> {
+    fn cut(arenas: &mut Arenas, ops: &dyn Ops, config: &ModelConfig, micro_tokens: usize, positions: usize) -> Result<Scorer> {
         let (storage, multiple) = (ops.dtype(), ops.token_multiple());
-        let model = Qwen2::new(arena, config, positions.max(multiple))?;
-        let weights = ResidentWeights::new(arena, model.layout.clone(), storage)?;
-        let activations = Activations::new(arena, config, storage, micro_tokens.next_multiple_of(multiple), Keep::Nothing)?;
+        let model = Qwen2::new(&mut arenas.device, config, positions.max(multiple))?;
+        let weights = ResidentWeights::new(&mut arenas.device, model.layout.clone(), storage)?;
+        let extent = Extent::new(micro_tokens.next_multiple_of(multiple), Keep::Nothing);
+        let activations = Activations::new(arenas, config, storage, extent)?;
         Ok(Scorer { model, weights, activations })
     }
 

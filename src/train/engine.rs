@@ -1,11 +1,11 @@
 //! Everything that one optimizer step needs, reserved at once: weights, gradients, moments, activations, of one rank.
 
 use crate::comm::{Comm, Solo};
-use crate::config::{ModelConfig, Normalize, OptimizerConfig};
+use crate::config::{ModelConfig, Normalize, Offload, OptimizerConfig};
 use crate::data::{IGNORE, MicroBatch};
 use crate::error::{Error, Result};
 use crate::io::TensorSpec;
-use crate::model::{Activations, AttentionMode, Block, GradSink, Keep, Packed, Parameter, Qwen2};
+use crate::model::{Activations, AttentionMode, Block, Extent, GradSink, Keep, Packed, Parameter, Qwen2};
 use crate::ops::Ops;
 use crate::tensor::{Arenas, DType, Ledgers, ViewMut};
 use crate::zero::{
@@ -41,13 +41,25 @@ pub struct Sizes {
     /// Positions of the longest sequence.
     pub positions: usize,
     pub keep: Keep,
+    /// Parts that a micro-batch goes through the feed-forward blocks in.
+    pub mlp_tiles: usize,
     pub policy: Policy,
 }
 
 impl Sizes {
     /// With the plain policy.
     pub fn new(micro_tokens: usize, positions: usize, keep: Keep) -> Sizes {
-        Sizes { micro_tokens, positions, keep, policy: Policy::plain() }
+        Sizes { micro_tokens, positions, keep, mlp_tiles: 1, policy: Policy::plain() }
+    }
+
+    fn extent(&self, multiple: usize) -> Extent {
+        Extent {
+            tokens: self.micro_tokens.next_multiple_of(multiple),
+            keep: self.keep,
+            mlp_tiles: self.mlp_tiles,
+            offload_residuals: self.policy.offloads(Offload::Residuals),
+            offload_activations: self.policy.offloads(Offload::Activations),
+        }
     }
 }
 
@@ -74,13 +86,12 @@ impl State {
         let (storage, multiple, policy) = (ops.dtype(), ops.token_multiple(), &sizes.policy);
         let model = Qwen2::new(&mut arenas.device, config, sizes.positions.max(multiple))?;
         let layout = model.layout.clone();
-        let tokens = sizes.micro_tokens.next_multiple_of(multiple);
         Ok(State {
             model,
             weights: ShardedWeights::new(arenas, layout.clone(), comm.clone(), storage, policy)?,
             gradients: ShardedGradients::new(arenas, layout.clone(), comm.clone(), policy)?,
             optimizer: Optimizer::new(arenas, layout, comm.clone(), policy)?,
-            activations: Activations::new(&mut arenas.device, config, storage, tokens, sizes.keep)?,
+            activations: Activations::new(arenas, config, storage, sizes.extent(multiple))?,
         })
     }
 

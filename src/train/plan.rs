@@ -75,7 +75,8 @@ impl Demand<'_> {
     pub fn with(&self, keep: Keep, micro_tokens: usize) -> Result<Plan> {
         let policy = Policy::new(&self.config.optimizer, &self.config.memory);
         let (sample_positions, sample_ledger) = &self.samples;
-        let sizes = Sizes { micro_tokens, positions: self.longest.max(*sample_positions), keep, policy };
+        let (positions, mlp_tiles) = (self.longest.max(*sample_positions), self.config.memory.mlp_tiles);
+        let sizes = Sizes { micro_tokens, positions, keep, mlp_tiles, policy };
         let mut ledgers = Engine::plan(self.ops, self.comm.clone(), self.architecture, &sizes)?;
         ledgers.device.entries.extend(sample_ledger.entries.iter().cloned());
         Ok(Plan { sizes, ledgers })

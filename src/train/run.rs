@@ -127,6 +127,9 @@ struct Run<'a> {
 
 impl<'a> Run<'a> {
     fn finish(&mut self, engine: &mut Engine) -> Result<()> {
+        if self.job.config.memory.gradient_release {
+            self.require_one_round(engine.comm.world())?;
+        }
         let train = &self.job.config.train;
         if self.done == 0 {
             self.observer.samples(engine, 0)?;
@@ -146,6 +149,25 @@ impl<'a> Run<'a> {
         }
         self.save(engine)?;
         self.export(engine)
+    }
+
+    /// Refuses steps of more micro-batches than ranks, whose gradients would have to be summed before they are applied.
+    fn require_one_round(&mut self, world: usize) -> Result<()> {
+        let (done, train) = (self.done, &self.job.config.train);
+        while self.done < self.steps.total {
+            let count = pack(&self.rows(), train.micro_tokens, train.packing)?.len();
+            if count > world {
+                let ranks = if world == 1 { "one rank".to_string() } else { format!("{world} ranks") };
+                return Err(Error::usage(format!(
+                    "memory.gradient_release: step {} has {count} micro-batches, {ranks} can release the gradients of one each",
+                    self.done + 1
+                ))
+                .help("lower train.batch, raise train.micro_tokens, or keep the gradients: memory.offload = [\"gradients\"]"));
+            }
+            self.done += 1;
+        }
+        self.done = done;
+        Ok(())
     }
 
     /// Whether the evaluation after the last step is on record.

@@ -113,15 +113,16 @@ impl Moments {
         let layout = &self.layout.blocks[piece.block];
         let place: usize = self.layout.blocks[..piece.block].iter().map(|b| b.elements).sum();
         let start = self.cut.rank * self.cut.shard(layout.elements);
+        weights.change(piece.block)?;
         for parameter in &layout.parameters {
             let whole = parameter.offset..parameter.offset + parameter.elements();
             let range = overlap(start, &piece.range, &whole);
             if range.is_empty() {
                 continue;
             }
-            // SAFETY: one update at a time, on one queue; pieces that are staged were fetched behind the update before.
+            // SAFETY: one update at a time, on one queue; pieces that are staged were fetched behind the update before; no guard is alive.
             let (param, master, m, v) = unsafe {
-                let (param, master) = weights.updated(piece, turn)?;
+                let (param, master) = weights.part(piece, turn)?;
                 (param, master, self.m.part(piece, turn)?, self.v.part(piece, turn)?)
             };
             ops.adamw(AdamW {

@@ -88,21 +88,26 @@ impl ShardedWeights {
         self.remainders.iter().try_for_each(|remainders| remainders.store(queue, piece, turn))
     }
 
-    /// A piece of the weights and of what their masters have beyond them, to be updated. The block must be gathered again after that.
+    /// Says that a block, here or in the shards of other ranks, is updated now: it must be gathered again after that.
     ///
     /// Errors: internal, while a guard of the block is alive.
-    ///
-    /// # Safety
-    /// One user at a time, in an order that queues keep.
-    pub unsafe fn updated(&self, piece: &Piece, turn: usize) -> Result<(ViewMut<'_>, Master<'_>)> {
-        let block = self.layout.blocks[piece.block].block;
-        if self.held[piece.block].get() > 0 {
-            return Err(Error::internal(format!("the weights of {block} were updated while they were in use")));
+    pub fn change(&self, block: usize) -> Result<()> {
+        let name = self.layout.blocks[block].block;
+        if self.held[block].get() > 0 {
+            return Err(Error::internal(format!("the weights of {name} were updated while they were in use")));
         }
         if let Some(gathered) = &self.gathered {
-            gathered.forget(&self.layout, block);
+            gathered.forget(&self.layout, name);
         }
-        // SAFETY: the caller's promise, and no guard is alive.
+        Ok(())
+    }
+
+    /// A piece of the weights and of what their masters have beyond them, after [`ShardedWeights::change`].
+    ///
+    /// # Safety
+    /// One user at a time, in an order that queues keep, while no guard of the block is alive.
+    pub unsafe fn part(&self, piece: &Piece, turn: usize) -> Result<(ViewMut<'_>, Master<'_>)> {
+        // SAFETY: the caller's promise.
         unsafe {
             let master = match &self.remainders {
                 None => Master::None,

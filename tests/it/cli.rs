@@ -80,8 +80,12 @@ fn mistakes_in_usage_exit_with_2() {
     let cases: &[(&[&str], &[&str])] = &[
         (&["-s", "train.bach=3"], &["-s train.bach=3", "train.batch"]),
         (&["-s", "train.batch=zero"], &["train.batch"]),
-        (&["-s", "memory.offload=[\"weights\"]"], &["memory.offload", "not implemented"]),
-        (&["--ranks", "2"], &["--ranks 2", "one rank"]),
+        (&["-s", "memory.offload=[\"remainder\"]"], &["memory.offload", "--dtype bf16"]),
+        (
+            &["-s", "memory.gradient_release=true", "-s", "optimizer.clip=0"],
+            &["memory.gradient_release", "step 1", "micro-batches"],
+        ),
+        (&["--patience", "0"], &["--patience"]),
         (&["--ranks", "0"], &["--ranks"]),
         (&["--resume", "somewhere"], &["--resume somewhere", "no such folder"]),
         (&["--device", "tpu"], &["tpu", "cuda", "emulator"]),

@@ -126,15 +126,22 @@ fn values_out_of_range_and_contradictions_are_refused() {
 }
 
 #[test]
-fn what_is_not_implemented_is_refused_by_name() {
-    for setting in
-        ["optimizer.gradients=bf16", "memory.mlp_tiles=2", "memory.offload=[\"optimizer\"]", "memory.gradient_release=true"]
-    {
-        let error = refused(MINIMAL, &[setting]);
-        let key = setting.split('=').next().unwrap();
-        assert!(error.contains(&format!("`{key}`")) && error.contains("not implemented"), "{error}");
+fn memory_keys_that_contradict_one_another_are_refused() {
+    let release = "memory.gradient_release=true";
+    for (settings, parts) in [
+        (&[release][..], &["memory.gradient_release", "optimizer.clip", "memory.offload"][..]),
+        (&[release, "optimizer.clip=0", "train.skip_nonfinite=true"], &["memory.gradient_release", "train.skip_nonfinite"]),
+        (&[release, "optimizer.clip=0", "memory.offload=[\"gradients\"]"], &["gradient_release", "memory.offload"]),
+        (&["memory.recompute=block", "memory.offload=[\"activations\"]"], &["memory.recompute", "residuals"]),
+        (&["optimizer.master=stochastic", "memory.offload=[\"remainder\"]"], &["optimizer.master", "memory.offload"]),
+        (&["memory.offload=[\"everything\"]"], &["must be a list of", "vocabulary"]),
+        (&["memory.mlp_tiles=0"], &["memory.mlp_tiles"]),
+    ] {
+        let error = refused(MINIMAL, settings);
+        assert!(parts.iter().all(|part| error.contains(part)), "{settings:?}: {error}");
     }
-    assert!(refused(MINIMAL, &["memory.offload=[\"everything\"]"]).contains("must be a list of"));
+    let all = "memory.offload=[\"residuals\", \"activations\", \"gradients\", \"optimizer\", \"remainder\", \"weights\"]";
+    assert!(Config::parse("", MINIMAL, &[all.to_string(), "optimizer.gradients=bf16".to_string()]).is_ok());
 }
 
 #[test]

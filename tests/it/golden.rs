@@ -4,11 +4,11 @@ use limo_engine::config::{Config, ModelConfig, Normalize, OptimizerConfig, Sched
 use limo_engine::data::{Example, MicroBatch, pack};
 use limo_engine::error::Result;
 use limo_engine::io::TensorFiles;
-use limo_engine::model::{Activations, AttentionMode, Keep, Packed, Qwen2, ResidentWeights};
+use limo_engine::model::{Activations, AttentionMode, Extent, Keep, Packed, Qwen2, ResidentWeights};
 use limo_engine::ops::Ops;
 use limo_engine::ops::cpu::Cpu;
 use limo_engine::sample::{Greedy, Limits};
-use limo_engine::tensor::{Arena, DType};
+use limo_engine::tensor::{Arenas, DType};
 use limo_engine::train::{Apply, Engine, Sizes, Steps};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -116,10 +116,10 @@ fn logits_of_a_packed_batch() {
     for golden in MODELS.map(Golden::load) {
         let batches = golden.batches(64, true);
         assert_eq!(batches.len(), 1, "the whole batch is packed together");
-        let ((mut model, mut weights, mut activations), _) = Arena::build(Cpu.allocator(), |arena| {
-            let model = Qwen2::new(arena, &golden.config, 32)?;
-            let weights = ResidentWeights::new(arena, model.layout.clone(), DType::F32)?;
-            Ok((model, weights, Activations::new(arena, &golden.config, DType::F32, 64, Keep::Nothing)?))
+        let ((mut model, mut weights, mut activations), _) = Arenas::build(Cpu.allocator(), Cpu.host_allocator(), |arenas| {
+            let model = Qwen2::new(&mut arenas.device, &golden.config, 32)?;
+            let weights = ResidentWeights::new(&mut arenas.device, model.layout.clone(), DType::F32)?;
+            Ok((model, weights, Activations::new(arenas, &golden.config, DType::F32, Extent::new(64, Keep::Nothing))?))
         })
         .unwrap();
         model.upload_tables(&Cpu).unwrap();

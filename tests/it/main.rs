@@ -14,6 +14,7 @@ mod gpu;
 mod inspect_model;
 mod io;
 mod long;
+mod memory;
 mod models;
 mod ops;
 mod optimizer;

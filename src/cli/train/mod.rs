@@ -9,7 +9,7 @@ use super::say;
 use super::signals::Signals;
 use super::terminal::visible;
 use crate::comm::threads;
-use crate::config::{Config, MasterWeights, ModelConfig};
+use crate::config::{Config, MasterWeights, ModelConfig, Offload};
 use crate::data::{Chat, Dataset, load, require_fit};
 use crate::error::{Error, Kind, Result};
 use crate::io::Companions;
@@ -82,6 +82,13 @@ pub fn run(args: TrainArgs) -> Result<()> {
             ops.device()
         ))
         .help("leave the key out, or pass --dtype bf16"));
+    }
+    if config.memory.offload.contains(&Offload::Remainder) && ops.dtype() == DType::F32 {
+        return Err(Error::usage(format!(
+            "memory.offload = \"remainder\": weights are f32 on {}, they have none",
+            ops.device()
+        ))
+        .help("leave it out, or pass --dtype bf16"));
     }
     let (mut folder, start) = RunFolder::open(&config, ops.dtype(), &resume, args.overwrite)?;
     describe_start(&start, &folder)?;
