@@ -4,6 +4,7 @@ use crate::device::driver::Driver;
 use crate::device::emulator::Emulator;
 use crate::device::gpu::visible_devices;
 use crate::device::images::images;
+use crate::device::{Launcher, Stream};
 use crate::error::{Error, Result};
 use crate::ops::Ops;
 use crate::ops::cpu::{Cpu, CpuBf16};
@@ -32,22 +33,46 @@ pub enum Storage {
     Bf16,
 }
 
+/// A device that a rank computes on.
+pub struct Opened {
+    pub ops: Box<dyn Ops>,
+    /// Its second queue, which moves what ranks exchange; none on a CPU, which moves it at once.
+    pub queue: Option<Box<dyn Launcher>>,
+}
+
 impl DeviceChoice {
-    /// The backend, or the reason why there is none. `auto` never falls back to the CPU while a GPU is visible.
-    pub fn ops(self, dtype: Option<Storage>) -> Result<Box<dyn Ops>> {
-        let device = match self {
+    /// What it stands for here: `auto` never falls back to the CPU while a GPU is visible.
+    pub fn resolve(self) -> Result<DeviceChoice> {
+        Ok(match self {
             DeviceChoice::Auto if visible_devices()? > 0 => DeviceChoice::Cuda,
             DeviceChoice::Auto => DeviceChoice::Cpu,
             device => device,
-        };
-        match (device, dtype) {
-            (DeviceChoice::Cpu, None | Some(Storage::F32)) => Ok(Box::new(Cpu)),
-            (DeviceChoice::Cpu, Some(Storage::Bf16)) => Ok(Box::new(CpuBf16)),
+        })
+    }
+
+    /// The backend, or the reason why there is none.
+    pub fn ops(self, dtype: Option<Storage>) -> Result<Box<dyn Ops>> {
+        self.open(dtype, 0).map(|opened| opened.ops)
+    }
+
+    /// The same with GPU `ordinal`, where it is one.
+    pub fn open(self, dtype: Option<Storage>, ordinal: usize) -> Result<Opened> {
+        match (self.resolve()?, dtype) {
+            (DeviceChoice::Cpu, None | Some(Storage::F32)) => Ok(Opened { ops: Box::new(Cpu), queue: None }),
+            (DeviceChoice::Cpu, Some(Storage::Bf16)) => Ok(Opened { ops: Box::new(CpuBf16), queue: None }),
             (_, Some(Storage::F32)) => {
                 Err(Error::usage("--dtype f32: the CUDA kernels store bf16").help("leave --dtype out, or pass --device cpu"))
             }
-            (DeviceChoice::Emulator, _) => Ok(Box::new(Cuda::emulated(Emulator::plain(0)?))),
-            (DeviceChoice::Auto | DeviceChoice::Cuda, _) => Ok(Box::new(Cuda::on_gpu(open_gpu()?)?)),
+            (DeviceChoice::Emulator, _) => {
+                let emulator = Emulator::plain(0)?;
+                let queue = Some(emulator.on(Stream::Copy));
+                Ok(Opened { ops: Box::new(Cuda::emulated(emulator)), queue })
+            }
+            (DeviceChoice::Auto | DeviceChoice::Cuda, _) => {
+                let driver = Driver::open(ordinal, images()?)?;
+                let queue = Some(driver.on(Stream::Copy));
+                Ok(Opened { ops: Box::new(Cuda::on_gpu(driver)?), queue })
+            }
         }
     }
 }

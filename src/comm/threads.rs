@@ -59,10 +59,9 @@ pub fn group(world: usize, patience: Duration) -> Vec<Threads> {
 }
 
 impl Threads {
-    /// For operands on a device, which are used in the order of `queue`.
-    pub fn over(mut self, queue: Box<dyn Launcher>) -> Self {
-        self.queue = Some(queue);
-        self
+    /// For operands on a device, if there is one: they are used in the order of its `queue`.
+    pub fn over(self, queue: Option<Box<dyn Launcher>>) -> Self {
+        Threads { queue, ..self }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

@@ -1,6 +1,7 @@
 //! Any number of ranks gives the same bits: losses, norms, weights, checkpoints that another number goes on from.
 
 use crate::command::{limo_engine, succeed};
+use crate::engine::{emulated, train};
 use crate::resume::{config, result};
 use serde_json::Value;
 use std::path::Path;
@@ -93,4 +94,23 @@ fn a_run_goes_on_with_another_number_of_ranks() {
     assert!((1..=4).all(|rank| newest.join(format!("optimizer-{rank:05}-of-00004.safetensors")).is_file()));
     let valid = succeed(limo_engine(&["inspect", "checkpoint", newest.to_str().unwrap()]));
     assert!(valid.contains("valid"), "{valid}");
+}
+
+#[test]
+fn ranks_of_kernels_give_the_same_bits() {
+    if !emulated() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let run = |ranks: &str| {
+        let mode = ["--device", "emulator", "--ranks", ranks, "-s", "train.max_steps=3", "-s", "train.packing=false"];
+        let offload = ["-s", "memory.offload=[\"weights\", \"gradients\", \"residuals\"]", "-s", "optimizer.gradients=bf16"];
+        train(folder.path(), ranks, &[&mode[..], &offload].concat())
+    };
+    let alone = run("1");
+    for ranks in ["2", "3"] {
+        let together = run(ranks);
+        assert!(together.losses == alone.losses && together.norms == alone.norms, "{ranks} ranks");
+        assert!(together.weights == alone.weights, "{ranks} ranks: other weights");
+    }
 }

@@ -3,12 +3,12 @@
 mod rank;
 mod samples;
 
-use super::device::{DeviceChoice, Storage};
+use super::device::{DeviceChoice, Opened, Storage};
 use super::launch::Ranks;
 use super::say;
 use super::signals::Signals;
 use super::terminal::visible;
-use crate::comm::threads;
+use crate::comm::{Comm, Solo, threads};
 use crate::config::{Config, MasterWeights, ModelConfig, Offload};
 use crate::data::{Chat, Dataset, load, require_fit};
 use crate::error::{Error, Kind, Result};
@@ -98,10 +98,10 @@ pub fn run(args: TrainArgs) -> Result<()> {
     let inputs = Inputs::read(config, ops.as_ref(), args.dry_run)?;
     start.checkpoint().map_or(Ok(()), |checkpoint| checkpoint.require_data(&inputs.data))?;
     match ranks {
-        Ranks::Threads(1) => rank::run(&inputs, ops, Rc::new(crate::comm::Solo), 1, &mut folder, &start),
+        Ranks::Threads(1) => rank::run(&inputs, ops, Rc::new(Solo), 1, &mut folder, &start),
         Ranks::Threads(world) => {
             drop(ops);
-            let open = || args.device.ops(args.dtype);
+            let open = || args.device.open(args.dtype, 0);
             run_threads(&inputs, world, args.patience(), &open, &mut folder, &start)
         }
     }
@@ -141,7 +141,7 @@ fn run_threads(
     inputs: &Inputs,
     world: usize,
     patience: Duration,
-    open: &(dyn Fn() -> Result<Box<dyn Ops>> + Sync),
+    open: &(dyn Fn() -> Result<Opened> + Sync),
     folder: &mut RunFolder,
     start: &Start,
 ) -> Result<()> {
@@ -153,13 +153,11 @@ fn run_threads(
             .map(|comm| {
                 let (folder, path) = (folder.take(), path.clone());
                 scope.spawn(move || {
-                    let ops = open()?;
-                    let comm = Rc::new(comm);
-                    let end = match folder {
-                        Some(folder) => rank::run(inputs, ops, comm.clone(), world, folder, start),
-                        None => rank::run(inputs, ops, comm.clone(), world, &mut RunFolder::of_another_rank(path), start),
-                    };
-                    end.inspect_err(|error| crate::comm::Comm::abort(comm.as_ref(), error))
+                    let Opened { ops, queue } = open().inspect_err(|error| comm.abort(error))?;
+                    let comm = Rc::new(comm.over(queue));
+                    let other = &mut RunFolder::of_another_rank(path);
+                    rank::run(inputs, ops, comm.clone(), world, folder.unwrap_or(other), start)
+                        .inspect_err(|error| comm.abort(error))
                 })
             })
             .collect();
