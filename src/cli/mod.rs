@@ -10,6 +10,7 @@ mod inspect_model;
 mod launch;
 mod memory;
 mod model;
+mod plan;
 mod progress;
 mod score;
 mod selftest;
@@ -36,6 +37,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Train(train::TrainArgs),
+    Plan(plan::PlanArgs),
     Score(score::ScoreArgs),
     /// Show what a run is made of, without training.
     #[command(subcommand)]
@@ -77,6 +79,7 @@ pub fn main() -> ExitCode {
 fn dispatch(command: Command) -> Result<()> {
     match command {
         Command::Train(args) => train::run(args),
+        Command::Plan(args) => plan::run(args),
         Command::Score(args) => score::run(args),
         Command::Inspect(Inspect::Data(args)) => inspect_data::run(args),
         Command::Inspect(Inspect::Model(args)) => inspect_model::run(args),

@@ -5,7 +5,7 @@ pub mod launch;
 mod solo;
 pub mod threads;
 
-pub use solo::Solo;
+pub use solo::{Planned, Solo};
 
 use crate::error::{Error, Result};
 use crate::tensor::{View, ViewMut};

@@ -69,6 +69,13 @@ choices! {
     OutputDtype { Source = "source", Float32 = "float32", Bfloat16 = "bfloat16" }
 }
 
+impl Offload {
+    /// As a configuration has it.
+    pub fn word(self) -> &'static str {
+        Self::WORDS.iter().find(|(_, what)| *what == self).map_or("", |(word, _)| word)
+    }
+}
+
 /// How often something is done: at the end of each epoch, or every so many optimizer steps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Every {
@@ -261,10 +268,12 @@ impl ModelSource {
 
     /// The architecture's `config.json`: the folder's own, unless there is no folder.
     pub fn config_file(&self) -> Result<PathBuf> {
-        match (self.folder()?, &self.config) {
-            (Some(folder), None) => Ok(folder.join("config.json")),
-            (_, Some(file)) => Ok(file.clone()),
-            (None, None) => Err(Error::usage("neither model.path nor model.config is set")),
+        match &self.config {
+            Some(file) => Ok(file.clone()),
+            None => match self.folder()? {
+                Some(folder) => Ok(folder.join("config.json")),
+                None => Err(Error::usage("neither model.path nor model.config is set")),
+            },
         }
     }
 

@@ -288,7 +288,7 @@ impl Checkpoints {
     }
 
     fn require_room(&self, engine: &Engine, path: &Path) -> Result<()> {
-        let needed = bytes(engine) as u64;
+        let needed = engine.checkpoint_bytes() as u64;
         let Some(free) = free_space(&self.folder).filter(|&free| free < needed) else { return Ok(()) };
         let [needed, free] = [needed, free].map(|bytes| format_bytes(bytes as usize));
         let what = format!("{}: a checkpoint needs {needed}, the disk has {free} left; nothing was written", path.display());
@@ -382,11 +382,4 @@ pub struct SavedRun<'a> {
     pub config: String,
     /// [`digest`] of the training rows.
     pub data: String,
-}
-
-/// Bytes of a checkpoint's tensors, of all ranks.
-pub fn bytes(engine: &Engine) -> usize {
-    let weights: usize = engine.model_tensors(engine.ops.dtype()).iter().map(TensorSpec::bytes).sum();
-    let state: usize = engine.state.saved().map(|saved| saved.whole * saved.numbers.dtype().size()).sum();
-    weights + state
 }

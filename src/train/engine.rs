@@ -1,7 +1,7 @@
 //! Everything that one optimizer step needs, reserved at once: weights, gradients, moments, activations, of one rank.
 
 use crate::comm::{Comm, Solo};
-use crate::config::{ModelConfig, Normalize, Offload, OptimizerConfig};
+use crate::config::{MasterWeights, ModelConfig, Normalize, Offload, OptimizerConfig};
 use crate::data::{IGNORE, MicroBatch};
 use crate::error::{Error, Result};
 use crate::io::TensorSpec;
@@ -52,6 +52,11 @@ impl Sizes {
         Sizes { micro_tokens, positions, keep, mlp_tiles: 1, policy: Policy::plain() }
     }
 
+    /// Whether weights stored as `storage` have exact masters beyond them.
+    pub fn exact(&self, storage: DType) -> bool {
+        storage == DType::Bf16 && self.policy.master == MasterWeights::Exact
+    }
+
     fn extent(&self, multiple: usize) -> Extent {
         Extent {
             tokens: self.micro_tokens.next_multiple_of(multiple),
@@ -82,8 +87,14 @@ pub struct Apply<'a> {
 }
 
 impl State {
-    fn new(arenas: &mut Arenas, ops: &dyn Ops, comm: &Rc<dyn Comm>, config: &ModelConfig, sizes: &Sizes) -> Result<State> {
-        let (storage, multiple, policy) = (ops.dtype(), ops.token_multiple(), &sizes.policy);
+    fn new(
+        arenas: &mut Arenas,
+        (storage, multiple): (DType, usize),
+        comm: &Rc<dyn Comm>,
+        config: &ModelConfig,
+        sizes: &Sizes,
+    ) -> Result<State> {
+        let policy = &sizes.policy;
         let model = Qwen2::new(&mut arenas.device, config, sizes.positions.max(multiple))?;
         let layout = model.layout.clone();
         Ok(State {
@@ -93,6 +104,11 @@ impl State {
             optimizer: Optimizer::new(arenas, layout, comm.clone(), policy)?,
             activations: Activations::new(arenas, config, storage, sizes.extent(multiple))?,
         })
+    }
+
+    fn checkpoint_bytes(&self, storage: DType) -> usize {
+        let state: usize = self.saved().map(|saved| saved.whole * saved.numbers.dtype().size()).sum();
+        self.model.layout.parameter_count() * storage.size() + state
     }
 
     /// What a step changes besides the weights, as far as it is this rank's.
@@ -110,7 +126,8 @@ impl State {
 impl Engine {
     /// Reserves everything. The weights are zeros until they are loaded or initialised.
     pub fn new(ops: Box<dyn Ops>, comm: Rc<dyn Comm>, config: &ModelConfig, sizes: &Sizes) -> Result<Engine> {
-        let cut = |arenas: &mut Arenas| State::new(arenas, ops.as_ref(), &comm, config, sizes);
+        let device = (ops.dtype(), ops.token_multiple());
+        let cut = |arenas: &mut Arenas| State::new(arenas, device, &comm, config, sizes);
         let (mut state, ledgers) = Arenas::build(ops.allocator(), ops.host_allocator(), cut)?;
         state.model.upload_tables(ops.as_ref())?;
         Ok(Engine { ops, comm, state, ledgers })
@@ -121,11 +138,22 @@ impl Engine {
         Engine::new(ops, Rc::new(Solo), config, sizes)
     }
 
-    /// The ledgers that [`Engine::new`] would reserve.
-    pub fn plan(ops: &dyn Ops, comm: Rc<dyn Comm>, config: &ModelConfig, sizes: &Sizes) -> Result<Ledgers> {
+    /// The ledgers that [`Engine::new`] would reserve, and the bytes of its checkpoints, on a device that stores `storage` and pads micro-batches to a multiple of `multiple` tokens.
+    pub fn plan(
+        storage: DType,
+        multiple: usize,
+        comm: Rc<dyn Comm>,
+        config: &ModelConfig,
+        sizes: &Sizes,
+    ) -> Result<(Ledgers, usize)> {
         let mut arenas = Arenas::dry();
-        State::new(&mut arenas, ops, &comm, config, sizes)?;
-        Ok(arenas.ledgers())
+        let state = State::new(&mut arenas, (storage, multiple), &comm, config, sizes)?;
+        Ok((arenas.ledgers(), state.checkpoint_bytes(storage)))
+    }
+
+    /// Bytes of a checkpoint's tensors, of all ranks.
+    pub fn checkpoint_bytes(&self) -> usize {
+        self.state.checkpoint_bytes(self.ops.dtype())
     }
 
     /// Forms the gradients of one optimizer step from its micro-batches, which hold `rows` sequences between them and are dealt to the ranks in turn. `seed` is that of

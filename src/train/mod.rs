@@ -2,6 +2,7 @@
 
 mod checkpoint;
 mod engine;
+mod estimate;
 mod metrics;
 mod plan;
 mod run;
@@ -9,10 +10,11 @@ mod run_folder;
 mod schedule;
 mod tensorboard;
 
-pub use checkpoint::{Checkpoint, Checkpoints, Manifest, bytes as checkpoint_bytes, digest};
+pub use checkpoint::{Checkpoint, Checkpoints, Manifest, digest};
 pub use engine::{Apply, Engine, Loss, Sizes, State};
+pub use estimate::{Times, Work, times};
 pub use metrics::{EvalRecord, StepRecord};
-pub use plan::{Budget, Demand, Plan, RECOMPUTE};
+pub use plan::{Budget, Candidate, Demand, Plan, RECOMPUTE, most_packed};
 pub use run::{Job, Observer, Outcome, train};
 pub use run_folder::{Resume, RunFolder, Start};
 pub use schedule::Steps;

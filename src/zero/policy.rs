@@ -48,6 +48,11 @@ impl Policy {
         self.offload.contains(&what)
     }
 
+    /// Bytes of a gradient, where it is summed or sent.
+    pub fn gradient_bytes(&self) -> f64 {
+        self.gradient_dtype().size() as f64
+    }
+
     /// Of the sums of gradients, and of what ranks send one another.
     pub(super) fn gradient_dtype(&self) -> DType {
         match self.gradients {

@@ -7,6 +7,7 @@ use limo_engine::data::{Example, pack};
 use limo_engine::model::{Keep, random_reader};
 use limo_engine::ops::Ops;
 use limo_engine::ops::cpu::{Cpu, CpuBf16};
+use limo_engine::tensor::DType;
 use limo_engine::testing::compare::distance;
 use limo_engine::train::{Engine, Loss, Sizes};
 use serde_json::Value;
@@ -268,5 +269,5 @@ fn a_changed_neighbour_changes_no_gradient() {
 fn the_plan_is_what_is_reserved() {
     let sizes = Sizes::new(48, 31, Keep::Stream);
     let engine = Engine::solo(Box::new(Cpu), &small_model(), &sizes).unwrap();
-    assert_eq!(Engine::plan(&Cpu, Rc::new(Solo), &small_model(), &sizes).unwrap(), engine.ledgers);
+    assert_eq!(Engine::plan(DType::F32, 1, Rc::new(Solo), &small_model(), &sizes).unwrap().0, engine.ledgers);
 }

@@ -14,7 +14,7 @@ use crate::model::{Keep, Layout, checkpoint_reader, random_reader};
 use crate::ops::Ops;
 use crate::tensor::{DType, format_bytes};
 use crate::train::{Demand, Engine, EvalRecord, Job, Observer, Outcome, Plan, RunFolder, Start, StepRecord, Steps};
-use crate::train::{checkpoint_bytes, train};
+use crate::train::{RECOMPUTE, most_packed, train};
 use serde_json::Value;
 use std::path::Path;
 use std::rc::Rc;
@@ -86,26 +86,16 @@ fn plan(inputs: &Inputs, ops: &dyn Ops, comm: Rc<dyn Comm>, neighbours: usize, d
         None => Default::default(),
     };
     let packed = most_packed(config, datasets);
-    let demand = Demand { config, architecture, ops, comm: comm.clone(), longest, packed, samples };
+    let (device, storage, multiple) = (ops.device(), ops.dtype(), ops.token_multiple());
+    let demand = Demand { config, architecture, device, storage, multiple, comm: comm.clone(), longest, packed, samples };
     let chosen = demand.choose(budget(ops, neighbours)?);
     agree(comm.as_ref(), chosen.as_ref().map(|_| ()).map_err(Error::clone))?;
     let plan = chosen?;
     // Where memories differ, the ranks take the most careful choice.
-    let level = crate::train::RECOMPUTE.iter().position(|(keep, _)| *keep == plan.sizes.keep).unwrap_or_default();
+    let level = RECOMPUTE.iter().position(|(keep, _)| *keep == plan.sizes.keep).unwrap_or_default();
     let levels = comm.share(&[level as u8])?;
     let level = levels.iter().filter_map(|level| level.first()).copied().max().unwrap_or_default();
-    demand.with(crate::train::RECOMPUTE[usize::from(level)].0, plan.sizes.micro_tokens)
-}
-
-/// The most tokens that are packed together: the longest rows of a step, or an evaluation, which is packed as a whole.
-fn most_packed(config: &Config, data: &[&Dataset]) -> usize {
-    let together = |index: usize| if index == 0 { config.train.batch } else { usize::MAX };
-    let packed = data.iter().enumerate().map(|(index, dataset)| {
-        let mut lengths: Vec<usize> = dataset.examples.iter().map(|e| e.tokens.len()).collect();
-        lengths.sort_unstable_by_key(|&length| std::cmp::Reverse(length));
-        lengths.iter().take(together(index)).sum()
-    });
-    packed.max().unwrap_or(1)
+    demand.with(RECOMPUTE[usize::from(level)].0)
 }
 
 /// Refuses a run whose checkpoints and model the disk has no room for, as far as that is known.
@@ -115,7 +105,8 @@ fn require_disk(engine: &Engine, config: &Config, folder: &RunFolder, steps: Ste
         Every::Steps(every) => every.try_into().unwrap_or(usize::MAX),
     };
     // While the newest is written, the one that it replaces is still there.
-    let (checkpoint, count) = (checkpoint_bytes(engine), steps.total.div_ceil(period).min(config.train.keep.saturating_add(1)));
+    let (checkpoint, count) =
+        (engine.checkpoint_bytes(), steps.total.div_ceil(period).min(config.train.keep.saturating_add(1)));
     let model: usize = engine.model_tensors(DType::F32).iter().map(|tensor| tensor.bytes()).sum();
     let needed = checkpoint.saturating_mul(count).saturating_add(model);
     say!("disk: {}: {count} × {} of checkpoints, and the model", format_bytes(needed), format_bytes(checkpoint))?;

@@ -33,7 +33,7 @@ enum Device {
 
 impl Cuda {
     /// Few shapes of micro-batches, so that cuBLASLt chooses few algorithms, and tiles of kernels are mostly full.
-    const TOKEN_MULTIPLE: usize = 256;
+    pub const TOKEN_MULTIPLE: usize = 256;
 
     /// Errors: usage, if cuBLASLt is missing.
     pub fn on_gpu(driver: Driver) -> Result<Self> {
