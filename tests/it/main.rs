@@ -2,6 +2,7 @@ mod architecture;
 mod bad_data;
 mod bench;
 mod cli;
+mod comm;
 mod command;
 mod config;
 mod data;
