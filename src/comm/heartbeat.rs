@@ -190,6 +190,10 @@ pub struct Wait<'a> {
 }
 
 impl Wait<'_> {
+    pub fn what(&self) -> &'static str {
+        self.what
+    }
+
     /// Sleeps for a moment. A communication error, which names the ranks that are late, where there is no point in waiting on.
     pub fn pause(&mut self, missing: impl FnOnce() -> Missing) -> Result<()> {
         let waited = self.began.elapsed();

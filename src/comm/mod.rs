@@ -6,6 +6,7 @@ pub mod heartbeat;
 pub mod launch;
 #[cfg(feature = "mpi")]
 pub mod mpi;
+pub mod nccl;
 mod solo;
 pub mod threads;
 

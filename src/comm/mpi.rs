@@ -31,7 +31,7 @@ pub struct Mpi {
 /// Joins the ranks that mpirun, or another launcher of MPI, started: once in a process. A rank that waits longer than `patience` for one that begins nothing gives up.
 ///
 /// The end is a collective too, so a rank that goes because of an error calls `abort` first. mpirun kills the other ranks when one has failed, unless it was started with
-/// --enable-recovery.
+/// --enable-recovery: then each ends by itself, and mpirun tells none of their exit codes.
 pub fn connect(patience: Duration) -> Result<Mpi> {
     let (universe, _) = initialize_with_threading(Threading::Serialized)
         .ok_or_else(|| Error::internal("MPI was already initialised in this process"))?;

@@ -1,14 +1,22 @@
-//! Ranks that are processes. Each test starts this program again, once a rank, and every rank runs the test's own body: under mpirun where MPI is built in.
+//! Ranks that are processes. Each test starts this program again, once a rank, and every rank runs the test's own body: over NCCL's ABI (tests/fake_nccl) with the
+//! emulator's memory, and under mpirun where MPI is built in.
 
+use crate::fakes::compile;
+use limo_engine::comm::nccl::{self, Bootstrap};
 use limo_engine::comm::{Comm, threads};
+use limo_engine::device::emulator::Emulator;
+use limo_engine::device::{Launcher, Stream};
 use limo_engine::error::{Error, Kind, Result};
-use limo_engine::tensor::{DType, Tensor};
-use std::path::Path;
-use std::process::{Command, Output};
+use limo_engine::tensor::{DType, PinnedAllocator, Tensor};
+use std::cell::RefCell;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-const CHILD: &str = "LIMO_TEST_RANK_OF";
+/// Of a rank: the folder of its run, and its number.
 const RUN: &str = "LIMO_TEST_RUN";
+const RANK: &str = "LIMO_TEST_RANK";
 const RANKS: usize = 4;
 /// For ranks that are all well.
 const LONG: Duration = Duration::from_secs(60);
@@ -18,17 +26,36 @@ const SHORT: Duration = Duration::from_secs(3);
 /// What a test's body has, as one rank.
 struct Rank<'a> {
     comm: &'a dyn Comm,
+    /// The queue of the device that operands live on; none where that is the CPU.
+    queue: Option<&'a dyn Launcher>,
+    /// What the queue may still copy from.
+    held: RefCell<Vec<Tensor>>,
 }
 
-impl Rank<'_> {
+impl<'a> Rank<'a> {
+    fn new(comm: &'a dyn Comm, queue: Option<&'a dyn Launcher>) -> Self {
+        Rank { comm, queue, held: RefCell::default() }
+    }
+
+    /// On a device, the bytes arrive as the queue gets there.
     fn tensor(&self, bytes: &[u8], shape: &[usize]) -> Tensor {
-        let mut tensor = Tensor::host(DType::U8, shape);
-        tensor.view_mut().raw_bytes().copy_from_slice(bytes);
+        let mut host = Tensor::alone(&PinnedAllocator, DType::U8, shape).unwrap();
+        host.view_mut().raw_bytes().copy_from_slice(bytes);
+        let Some(queue) = self.queue else { return host };
+        let mut tensor = Tensor::alone(queue.allocator(), DType::U8, shape).unwrap();
+        queue.copy(host.view(), tensor.view_mut()).unwrap();
+        self.held.borrow_mut().push(host);
         tensor
     }
 
     fn bytes(&self, x: &Tensor) -> Vec<u8> {
-        x.view().raw_bytes().to_vec()
+        let mut bytes = vec![0; x.bytes()];
+        match self.queue {
+            None => bytes.copy_from_slice(x.view().raw_bytes()),
+            Some(queue) => queue.download(x.view(), &mut bytes).unwrap(),
+        }
+        self.held.borrow_mut().clear();
+        bytes
     }
 
     fn all_gather(&self, part: &[u8]) -> Result<Vec<u8>> {
@@ -70,7 +97,7 @@ fn all_collectives(rank: &Rank) -> Result<String> {
 /// The same, by ranks that are threads.
 fn by_threads() -> Vec<String> {
     std::thread::scope(|scope| {
-        let run = |comm| scope.spawn(move || all_collectives(&Rank { comm: &comm }).unwrap());
+        let run = |comm| scope.spawn(move || all_collectives(&Rank::new(&comm, None)).unwrap());
         let ranks: Vec<_> = threads::group(RANKS, LONG).into_iter().map(run).collect();
         ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
     })
@@ -80,20 +107,23 @@ fn by_threads() -> Vec<String> {
 #[derive(Debug)]
 struct End {
     code: i32,
-    /// After the group was there.
     seconds: f64,
     /// What the body returned, or the error's message.
     said: String,
 }
 
 /// Runs the body as the rank that this process is, and ends the process as the command line would.
-fn run_rank(comm: Result<impl Comm>, body: impl Fn(&Rank) -> Result<String>) -> ! {
+fn run_rank<C: Comm>(
+    number: usize,
+    connect: impl FnOnce() -> Result<C>,
+    queue: Option<&dyn Launcher>,
+    body: impl Fn(&Rank) -> Result<String>,
+) -> ! {
     let run = std::env::var_os(RUN).unwrap();
     let began = Instant::now();
-    let number = comm.as_ref().map_or(RANKS, |comm| comm.rank());
-    let result = comm.and_then(|comm| {
+    let result = connect().and_then(|comm| {
         comm.heartbeats(run.as_ref())?;
-        body(&Rank { comm: &comm }).inspect_err(|error| comm.abort(error))
+        body(&Rank::new(&comm, queue)).inspect_err(|error| comm.abort(error))
     });
     let (code, said) = match result {
         Ok(said) => (0, said),
@@ -122,7 +152,7 @@ fn expect_what_threads_get(ends: Vec<Option<End>>) {
     }
 }
 
-/// All but `gone` end with exit code 6, in time, and say all of `words`.
+/// All but `gone`, where that is a rank, end with exit code 6, in time, and say all of `words`.
 fn expect_communication_errors(ends: &[Option<End>], gone: usize, words: &[&str]) {
     for (rank, end) in ends.iter().enumerate().filter(|(rank, _)| *rank != gone) {
         let end = end.as_ref().unwrap_or_else(|| panic!("rank {rank} did not end"));
@@ -179,6 +209,135 @@ fn sizes_differ(rank: &Rank) -> Result<String> {
     Ok("went on".to_string())
 }
 
+/// Rank 1 exchanges where the others gather.
+fn orders_differ(rank: &Rank) -> Result<String> {
+    match rank.comm.rank() {
+        1 => rank.exchange(&[7; 400])?,
+        _ => rank.all_gather(&[7; 100])?,
+    };
+    rank.comm.share(b"next")?;
+    Ok("went on".to_string())
+}
+
+/// The folder of the fake NCCL, compiled once. None without a C compiler, or without the emulator.
+fn fake_nccl() -> Option<&'static Path> {
+    static BUILT: OnceLock<Option<PathBuf>> = OnceLock::new();
+    let build = || {
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("fake_nccl");
+        (Emulator::plain(0).is_ok() && compile("fake_nccl/nccl.c", &folder.join("libnccl.so.2"), "")).then_some(folder)
+    };
+    BUILT.get_or_init(build).as_deref()
+}
+
+/// A rank that is told a wrong number of ranks.
+const MISTAKEN: &str = "LIMO_TEST_MISTAKEN";
+
+/// Runs the body as four processes that meet through NCCL. None where that cannot be.
+fn run(
+    test: &str,
+    patience: Duration,
+    variables: &[(&str, &str)],
+    body: impl Fn(&Rank) -> Result<String>,
+) -> Option<Vec<Option<End>>> {
+    let variable = |name| std::env::var(name).ok();
+    if let Some(rank) = variable(RANK) {
+        let number: usize = rank.parse().unwrap();
+        let world = RANKS + usize::from(variable(MISTAKEN) == Some(rank));
+        let folder = PathBuf::from(variable(RUN).unwrap());
+        let bootstrap = match variable("NCCL_COMM_ID") {
+            Some(address) => Bootstrap::Address(address),
+            None => Bootstrap::File(folder.join(".nccl-id")),
+        };
+        let queue = Emulator::checked(1 + number as u64).unwrap().on(Stream::Copy);
+        let connect = || nccl::connect(queue.on(Stream::Copy), number, world, &bootstrap, patience);
+        run_rank(number, connect, Some(&*queue), body);
+    }
+    let Some(library) = fake_nccl() else {
+        eprintln!("skipped: 1 test, no C compiler for the fake NCCL, or no emulator");
+        return None;
+    };
+    let run = tempfile::tempdir().unwrap();
+    let start = |rank: usize| {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.args([&format!("comm::{test}"), "--exact", "--nocapture"]).envs(variables.iter().copied());
+        command.env("LIMO_CUDA_LIBS", library).env(RUN, run.path()).env(RANK, rank.to_string());
+        command.spawn().unwrap()
+    };
+    let mut ranks: Vec<_> = (0..RANKS).map(start).collect();
+    let codes: Vec<_> = ranks.iter_mut().map(|rank| rank.wait().unwrap().code()).collect();
+    assert!(!run.path().join(".nccl-id").exists(), "rank 0 removes the id");
+    Some(ends(run.path(), |rank| codes[rank]))
+}
+
+#[test]
+fn everybody_gets_what_threads_get() {
+    let Some(ends) = run("everybody_gets_what_threads_get", LONG, &[], all_collectives) else { return };
+    expect_what_threads_get(ends);
+}
+
+#[test]
+fn ranks_meet_at_an_address() {
+    let address = format!("localhost:{}", std::process::id());
+    let variables = [("NCCL_COMM_ID", address.as_str())];
+    let Some(ends) = run("ranks_meet_at_an_address", LONG, &variables, all_collectives) else { return };
+    expect_what_threads_get(ends);
+}
+
+#[test]
+fn a_killed_rank_is_named() {
+    let Some(ends) = run("a_killed_rank_is_named", SHORT, &[], one_is_killed) else { return };
+    expect_communication_errors(&ends, 2, &["share", "rank 2 ("]);
+    assert!(ends[2].is_none());
+}
+
+#[test]
+fn a_rank_that_sleeps_is_named() {
+    let Some(ends) = run("a_rank_that_sleeps_is_named", SHORT, &[], one_is_asleep) else { return };
+    expect_communication_errors(&ends, 2, &["exchange", "rank 2 (", "step 3: asleep"]);
+}
+
+#[test]
+fn an_error_of_one_rank_ends_all_at_once() {
+    let Some(ends) = run("an_error_of_one_rank_ends_all_at_once", LONG, &[], one_fails) else { return };
+    expect_communication_errors(&ends, 2, &["rank 2 ended: a file is broken"]);
+    assert_eq!(ends[2].as_ref().unwrap().code, 7);
+}
+
+#[test]
+fn sizes_that_differ_are_an_error() {
+    let Some(ends) = run("sizes_that_differ_are_an_error", LONG, &[], sizes_differ) else { return };
+    expect_communication_errors(&ends, RANKS, &["ncclAllGather of 100", "of 200", "rank 2"]);
+}
+
+#[test]
+fn an_order_that_differs_is_an_error() {
+    let Some(ends) = run("an_order_that_differs_is_an_error", LONG, &[], orders_differ) else { return };
+    expect_communication_errors(&ends, RANKS, &["ncclAllGather of 100", "rank 1"]);
+}
+
+#[test]
+fn an_error_of_nccl_ends_all() {
+    let variables = [("FAKE_NCCL_FAIL", "1:4")];
+    let Some(ends) = run("an_error_of_nccl_ends_all", LONG, &variables, all_collectives) else { return };
+    expect_communication_errors(&ends, RANKS, &["NCCL 2.28: unhandled system error (a failure on demand)"]);
+    assert!(ends[3].as_ref().unwrap().said.contains("rank 1 ended: "), "{ends:?}");
+}
+
+#[test]
+fn a_collective_that_never_ends_is_given_up() {
+    let variables = [("FAKE_NCCL_HANG", "1:4")];
+    let Some(ends) = run("a_collective_that_never_ends_is_given_up", SHORT, &variables, all_collectives) else { return };
+    expect_communication_errors(&ends, RANKS, &["does not end, for ", "though no rank is late"]);
+}
+
+#[test]
+fn another_number_of_ranks_is_an_error() {
+    let variables = [(MISTAKEN, "3")];
+    let Some(ends) = run("another_number_of_ranks_is_an_error", SHORT, &variables, all_collectives) else { return };
+    expect_communication_errors(&ends, RANKS, &["connecting"]);
+    assert!(ends[3].as_ref().unwrap().said.contains("another number of ranks"), "{ends:?}");
+}
+
 #[cfg(not(feature = "mpi"))]
 #[test]
 fn mpi_ranks() {
@@ -189,11 +348,12 @@ fn mpi_ranks() {
 mod mpi {
     use super::*;
     use limo_engine::comm::mpi;
+    use std::process::Output;
 
     /// Runs the body as four ranks under mpirun.
     fn run(test: &str, patience: Duration, body: impl Fn(&Rank) -> Result<String>) -> Vec<Option<End>> {
-        if std::env::var_os(CHILD).is_some() {
-            run_rank(mpi::connect(patience), body);
+        if let Ok(rank) = std::env::var("OMPI_COMM_WORLD_RANK") {
+            run_rank(rank.parse().unwrap(), || mpi::connect(patience), None, body);
         }
         let run = tempfile::tempdir().unwrap();
         let Output { status, stdout, stderr } = Command::new("mpirun")
@@ -202,7 +362,7 @@ mod mpi {
             .arg(r#""$0" "$@"; code=$?; echo $code > "$LIMO_TEST_RUN/code-$OMPI_COMM_WORLD_RANK"; exit $code"#)
             .arg(std::env::current_exe().unwrap())
             .args([&format!("comm::mpi::{test}"), "--exact", "--nocapture"])
-            .envs([(CHILD, test.as_ref()), (RUN, run.path().as_os_str())])
+            .env(RUN, run.path())
             .output()
             .expect("mpirun is installed");
         println!("{status}: {}{}", String::from_utf8_lossy(&stdout), String::from_utf8_lossy(&stderr));

@@ -10,6 +10,7 @@ mod disk;
 mod doctor;
 mod emulator;
 mod engine;
+mod fakes;
 mod golden;
 mod gpu;
 mod inspect_model;
