@@ -243,6 +243,7 @@ result ncclCommFinalize(communicator comm) {
 // The memory of a communicator that is gone is kept, so that its use is an error.
 result ncclCommAbort(communicator comm) {
     if (!comm->alive) return fail(NULL, INVALID_ARGUMENT, "the communicator is gone");
+    if (comm->rank == 0) shm_unlink(comm->name); // where not all ranks came
     if (comm->segment) munmap(comm->segment, comm->segment_bytes);
     return comm->alive = 0, SUCCESS;
 }
