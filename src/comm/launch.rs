@@ -131,6 +131,20 @@ pub fn detect(get: impl Fn(&str) -> Option<String>) -> Result<LaunchEnvironment>
     })
 }
 
+/// A name that this start of a job does not share with another, where the launcher gives it one; fit for the name of a file.
+pub fn job(launch: &LaunchEnvironment, get: impl Fn(&str) -> Option<String>) -> Option<String> {
+    let parts: Vec<String> = match launch.starter {
+        Starter::Torchrun => vec![launch.master.clone()?, launch.restarts.to_string()],
+        Starter::OpenMpi => vec![get("OMPI_MCA_ess_base_jobid").or_else(|| get("PMIX_NAMESPACE"))?],
+        Starter::Slurm => {
+            vec![get("SLURM_JOB_ID")?, get("SLURM_STEP_ID")?, get("SLURM_RESTART_COUNT").unwrap_or_default()]
+        }
+        Starter::Pmi => vec![get("PMI_PORT").or_else(|| get("PMI_JOBID"))?],
+        Starter::Plain => vec![std::process::id().to_string()],
+    };
+    Some(parts.join("-").replace(|c: char| !c.is_ascii_alphanumeric(), "-"))
+}
+
 struct Place {
     rank: usize,
     world: usize,
@@ -241,6 +255,21 @@ mod tests {
         let found = detect_in(&[("SLURM_JOB_ID", "77"), ("SLURM_PROCID", "0"), ("SLURM_NTASKS", "8")]).unwrap();
         assert_eq!((found.starter, found.world), (Starter::Plain, 1));
         assert!(found.reason.contains("not started by srun"), "{}", found.reason);
+    }
+
+    #[test]
+    fn a_start_has_a_name_of_its_own() {
+        let name = |variables: &[(&str, &str)]| {
+            let get = |name: &str| variables.iter().find(|(key, _)| *key == name).map(|(_, value)| value.to_string());
+            job(&detect(get).unwrap(), get)
+        };
+        let slurm = [("SLURM_PROCID", "0"), ("SLURM_NTASKS", "2"), ("SLURM_JOB_ID", "77"), ("SLURM_STEP_ID", "3")];
+        assert_eq!(name(&slurm).as_deref(), Some("77-3-"));
+        let mpi = [("OMPI_COMM_WORLD_RANK", "0"), ("OMPI_COMM_WORLD_SIZE", "2"), ("PMIX_NAMESPACE", "prterun-node0-5@1")];
+        assert_eq!(name(&mpi).as_deref(), Some("prterun-node0-5-1"));
+        assert_eq!(name(&[("PMI_RANK", "0"), ("PMI_SIZE", "2")]), None);
+        let torchrun = [("RANK", "0"), ("WORLD_SIZE", "2"), ("MASTER_ADDR", "::1"), ("MASTER_PORT", "29500")];
+        assert_eq!(name(&torchrun).as_deref(), Some("--1-29500-0"));
     }
 
     #[test]

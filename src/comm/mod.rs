@@ -1,14 +1,21 @@
 //! Ranks: which launcher started this process, and the collectives between ranks. Backends only move bytes; sums are ours (`zero`), in an order that
 //! does not depend on the number of ranks.
 
+mod handshake;
+pub mod heartbeat;
 pub mod launch;
+#[cfg(feature = "mpi")]
+pub mod mpi;
+pub mod nccl;
 mod solo;
 pub mod threads;
 
+pub use handshake::handshake;
 pub use solo::{Planned, Solo};
 
 use crate::error::{Error, Result};
 use crate::tensor::{View, ViewMut};
+use std::path::Path;
 
 /// One rank's end of a group of ranks. All ranks call the same methods in the same order, with operands of the same sizes.
 ///
@@ -25,6 +32,14 @@ pub trait Comm {
     fn exchange(&self, sent: View, received: ViewMut) -> Result<()>;
     /// What every rank says, in the order of the ranks: host bytes, of any length each. Waits for it.
     fn share(&self, bytes: &[u8]) -> Result<Vec<Vec<u8>>>;
+    /// Waits until the collectives that were begun are done. A device's own waits have no end where a rank is gone: this comes before them.
+    fn settle(&self) -> Result<()> {
+        Ok(())
+    }
+    /// From now on ranks that are processes write FOLDER/ranks/N.json, by which they know of one another. All ranks call it, with the same folder.
+    fn heartbeats(&self, _folder: &Path) -> Result<()> {
+        Ok(())
+    }
     /// Says what this rank does next, for those that wait for it.
     fn note(&self, _operation: &str) {}
     /// This rank ends with an error that the others do not know of: they need not wait.
@@ -42,6 +57,15 @@ fn expect_sizes(what: &str, part: View, whole: View, parts: usize) -> Result<()>
         part.bytes(),
         whole.bytes()
     )))
+}
+
+/// Refuses operands that cannot be exchanged a row a rank.
+fn expect_rows(sent: View, received: View, world: usize) -> Result<()> {
+    expect_sizes("exchange", sent, received, 1)?;
+    match sent.bytes().is_multiple_of(world) {
+        true => Ok(()),
+        false => Err(Error::internal(format!("exchange: {} bytes are no {world} rows", sent.bytes()))),
+    }
 }
 
 /// An outcome that all ranks agree on: the first rank's error, if any has one.

@@ -27,6 +27,7 @@ pub(super) const SYMBOLS: &[&str] = &[
     "cuEventCreate",
     "cuEventDestroy_v2",
     "cuEventElapsedTime_v2",
+    "cuEventQuery",
     "cuEventRecord",
     "cuEventSynchronize",
     "cuFuncGetParamInfo",
@@ -409,6 +410,11 @@ impl Launcher for Driver {
         self.gpu.info.shared_opt_in as u32
     }
 
+    fn lend(&self, out: &ViewMut) -> Result<*mut c_void> {
+        expect_device("lend", out.space(), out.space())?;
+        self.stream().map(|stream| stream.cast())
+    }
+
     fn mark(&self) -> Result<Box<dyn Event>> {
         self.gpu.bind()?;
         let event =
@@ -447,6 +453,15 @@ impl Mark {
 }
 
 impl Event for Mark {
+    fn is_done(&self) -> Result<bool> {
+        // SAFETY: the event was recorded, and lives until its mark is dropped.
+        let asked = self.context.bind().and_then(|()| unsafe { result::event::query(self.event) });
+        match asked {
+            Err(DriverError(CUresult::CUDA_ERROR_NOT_READY)) => Ok(false),
+            asked => asked.map(|()| true).map_err(|e| failed("asking for an event", e)),
+        }
+    }
+
     fn milliseconds_since(&self, start: &dyn Event) -> Result<f64> {
         let start = Mark::of(start)?;
         let elapsed = || {

@@ -95,7 +95,8 @@ pub static CUBLASLT: Library = Library {
     install: "pip install nvidia-cublas (or the CUDA toolkit 12 or later)",
 };
 
-/// Every package ships NCCL as libnccl.so.2, a name that cudarc does not try, so NCCL is not loaded through cudarc.
+/// Every package ships NCCL as libnccl.so.2, a name that cudarc does not try, so NCCL is not loaded through cudarc. 2.14 is the first with communicators that do
+/// not block.
 pub static NCCL: Library = Library {
     name: "NCCL",
     files: || ["libnccl.so.2", "libnccl.so"].map(String::from).to_vec(),
@@ -103,8 +104,22 @@ pub static NCCL: Library = Library {
     // SAFETY: ncclResult_t ncclGetVersion(int*) since NCCL 2.
     version: |library| unsafe { version_by_pointer(library, "ncclGetVersion", |v| (v / 10000, v % 10000 / 100)) },
     landmark: "ncclGetVersion",
-    minimum: Version { major: 2, minor: 9 },
-    symbols: &[],
+    minimum: Version { major: 2, minor: 14 },
+    symbols: &[
+        "ncclAllGather",
+        "ncclCommAbort",
+        "ncclCommDestroy",
+        "ncclCommFinalize",
+        "ncclCommGetAsyncError",
+        "ncclCommInitRankConfig",
+        "ncclGetErrorString",
+        "ncclGetLastError",
+        "ncclGetUniqueId",
+        "ncclGroupEnd",
+        "ncclGroupStart",
+        "ncclRecv",
+        "ncclSend",
+    ],
     through_cudarc: false,
     install: "pip install nvidia-nccl-cu13 (or the package libnccl2); it is needed for more than one GPU only",
 };
@@ -188,10 +203,15 @@ impl Library {
     /// Loads the library for the rest of the process, or says in a usage error what is missing, where it was looked for
     /// and what to install.
     pub fn find(&self) -> Result<Found> {
-        self.find_in(&Folders::from_environment())
+        self.open().map(|(_, found)| found)
     }
 
-    fn find_in(&self, folders: &Folders) -> Result<Found> {
+    /// The same, and the library itself.
+    pub fn open(&self) -> Result<(&'static Handle, Found)> {
+        self.open_in(&Folders::from_environment())
+    }
+
+    fn open_in(&self, folders: &Folders) -> Result<(&'static Handle, Found)> {
         let files = (self.files)();
         let mut failures = Vec::new();
         let mut open = |name: PathBuf| match load(&name) {
@@ -210,7 +230,7 @@ impl Library {
         let candidates =
             in_folders(&folders.chosen).into_iter().chain(files.iter().map(PathBuf::from)).chain(in_folders(&folders.usual));
         match candidates.into_iter().find_map(&mut open) {
-            Some(library) => self.inspect(library),
+            Some(library) => Ok((library, self.inspect(library)?)),
             None => Err(self.missing(folders, &failures)),
         }
     }
@@ -308,7 +328,7 @@ mod tests {
     #[test]
     fn a_missing_library_is_a_sentence_that_says_where_it_was_looked_for() {
         let folders = Folders { chosen: vec!["/chosen".into()], usual: vec!["/usual/a".into(), "/usual/b".into()] };
-        let error = ABSENT.find_in(&folders).unwrap_err();
+        let error = ABSENT.open_in(&folders).unwrap_err();
         assert_eq!(error.kind, crate::error::Kind::Usage);
         for words in
             ["a library was not found", "liblimo-absent.so.1", "(/chosen)", "(/usual/a, /usual/b)", "install the package"]
@@ -322,7 +342,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         std::fs::write(folder.path().join("liblimo-absent.so.1"), "text").unwrap();
         let folders = Folders { chosen: vec![folder.path().into()], usual: vec![] };
-        let error = ABSENT.find_in(&folders).unwrap_err().to_string();
+        let error = ABSENT.open_in(&folders).unwrap_err().to_string();
         assert!(error.contains("could not load") && error.contains(&folder.path().display().to_string()), "{error}");
     }
 

@@ -10,6 +10,7 @@ pub mod nvtx;
 
 use crate::error::Result;
 use crate::tensor::{Allocator, View, ViewMut};
+use std::ffi::c_void;
 
 /// The extent of one launch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,6 +33,8 @@ pub enum Stream {
 
 /// A point in a stream.
 pub trait Event {
+    /// Whether all that was issued before it is done.
+    fn is_done(&self) -> Result<bool>;
     /// Milliseconds from `start`, a mark of the same launcher, to this one; waits for both.
     fn milliseconds_since(&self, start: &dyn Event) -> Result<f64>;
     fn as_any(&self) -> &dyn std::any::Any;
@@ -66,6 +69,9 @@ pub trait Launcher: Send {
     fn upload(&self, bytes: &[u8], out: ViewMut) -> Result<()>;
     /// Copies to the host, and waits likewise.
     fn download(&self, x: View, out: &mut [u8]) -> Result<()>;
+    /// This stream, for a library that writes `out` on it: CUDA's handle, with the context current on this thread. Where device memory is the host's: null, once the
+    /// stream has done its work; the library then does its own before it returns.
+    fn lend(&self, out: &ViewMut) -> Result<*mut c_void>;
     /// An event behind what was issued on this stream until now.
     fn mark(&self) -> Result<Box<dyn Event>>;
     /// What is issued on this stream from now on starts after the event, which may be of another stream.

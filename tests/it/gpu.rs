@@ -2,8 +2,11 @@
 //! the GPU itself. A process loads each library once, so every case runs in a process of its own.
 
 use crate::command::{limo_engine, succeed};
+use crate::fakes::compile;
 use limo_engine::bench::ceilings;
 use limo_engine::bench::selftest::{self, Target};
+use limo_engine::comm::Comm;
+use limo_engine::comm::nccl::{self, Bootstrap};
 use limo_engine::device::driver::Driver;
 use limo_engine::device::gpu::{devices, visible_devices};
 use limo_engine::device::images::Image;
@@ -17,6 +20,7 @@ use limo_engine::testing::gemm;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
+use std::time::Duration;
 
 const CHILD: &str = "LIMO_TEST_CHILD";
 
@@ -28,26 +32,18 @@ fn fakes() -> Option<&'static Path> {
         let root = Path::new(env!("CARGO_TARGET_TMPDIR")).join("fake_cuda");
         let packages = "environment/lib/python3.12/site-packages/nvidia";
         let libraries = [
-            ("cuda.c", "drivers/libcuda.so.1", ""),
-            ("cuda.c", "broken/libcuda.so.1", "-DcuFuncGetParamInfo=cuFuncGetNothing"),
-            ("cublasLt.c", &format!("{packages}/cu13/lib/libcublasLt.so.13"), ""),
-            ("cublasLt.c", "other/libcublasLt.so", ""),
-            ("nccl.c", &format!("{packages}/nccl/lib/libnccl.so.2"), ""),
-            ("nvtx.c", &format!("{packages}/cu13/lib/libnvtx3interop.so.1"), ""),
+            ("fake_cuda/cuda.c", "drivers/libcuda.so.1", ""),
+            ("fake_cuda/cuda.c", "broken/libcuda.so.1", "-DcuFuncGetParamInfo=cuFuncGetNothing"),
+            ("fake_cuda/cublasLt.c", &format!("{packages}/cu13/lib/libcublasLt.so.13"), ""),
+            ("fake_cuda/cublasLt.c", "other/libcublasLt.so", ""),
+            ("fake_nccl/nccl.c", &format!("{packages}/nccl/lib/libnccl.so.2"), ""),
+            ("fake_cuda/nvtx.c", &format!("{packages}/cu13/lib/libnvtx3interop.so.1"), ""),
         ];
         // A child must not replace files that its siblings run.
         let built = std::env::var_os(CHILD).is_some();
         for (source, library, define) in libraries.into_iter().filter(|_| !built) {
-            let library = root.join(library);
-            std::fs::create_dir_all(library.parent()?).ok()?;
-            let name = library.file_name()?.to_string_lossy();
-            let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fake_cuda").join(source);
-            let mut compiler = Command::new(std::env::var("CC").unwrap_or("cc".into()));
-            compiler.args(["-shared", "-fPIC", "-O1", "-ffp-contract=off", &format!("-Wl,-soname,{name}")]);
-            compiler.args(Some(define).filter(|define| !define.is_empty()));
-            match compiler.arg("-o").arg(&library).arg(source).status() {
-                Ok(status) => assert!(status.success(), "{} does not compile", library.display()),
-                Err(_) => return None,
+            if !compile(source, &root.join(library), define) {
+                return None;
             }
         }
         Some(root)
@@ -218,6 +214,28 @@ fn libraries_are_found_where_pip_puts_them() {
         let nccl = NCCL.find().unwrap();
         assert!(nccl.path.ends_with("site-packages/nvidia/nccl/lib/libnccl.so.2"), "{:?}", nccl.path);
         assert_eq!(nccl.version.to_string(), "2.28");
+    });
+}
+
+#[test]
+fn threads_of_one_process_meet_through_nccl() {
+    let test = "threads_of_one_process_meet_through_nccl";
+    with_fakes(test, "drivers", &[("FAKE_CUDA_DEVICES", "3")], || {
+        let id = Bootstrap::Id(nccl::new_id().unwrap());
+        let rank = |rank: usize| {
+            let driver = Driver::open(rank, &[]).unwrap();
+            let comm = nccl::connect(driver.on(Stream::Copy), rank, 3, &id, Duration::from_secs(60)).unwrap();
+            assert_eq!(comm.describe(), "NCCL 2.28, 3 ranks");
+            let tensor = |values: &[f32]| device_tensor(&driver, &Tensor::from_f32(values, &[values.len()]));
+            let (part, mut whole) = (tensor(&[rank as f32, 0.5]), tensor(&[f32::NAN; 6]));
+            comm.all_gather(part.view(), whole.view_mut()).unwrap();
+            comm.settle().unwrap();
+            assert_eq!(download(&driver, &whole).view().f32(), [0.0, 0.5, 1.0, 0.5, 2.0, 0.5]);
+            assert_eq!(comm.share(&vec![rank as u8; rank * 300]).unwrap()[2], vec![2; 600]);
+            let host = Tensor::from_f32(&[0.0; 2], &[2]);
+            expect_error(comm.all_gather(host.view(), tensor(&[0.0; 6]).view_mut()), Kind::Internal, &["from Host to Device"]);
+        };
+        std::thread::scope(|scope| (0..3).for_each(|r| drop(scope.spawn(move || rank(r)))));
     });
 }
 
