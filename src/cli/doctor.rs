@@ -139,7 +139,7 @@ pub fn render(facts: &Facts) -> String {
     page.heading("Launch environment");
     match &facts.launch {
         Err(error) => page.problem("refused", error),
-        Ok(LaunchEnvironment { starter, rank, world, local_rank, master, restarts, reason }) => {
+        Ok(LaunchEnvironment { starter, rank, world, local_rank, master, restarts, reason, .. }) => {
             page.line("launcher", &format!("{starter} ({reason})"));
             let local = local_rank.map_or(String::new(), |local| format!(", rank {local} on this machine"));
             page.line("process", &format!("rank {rank} of {world}{local}"));

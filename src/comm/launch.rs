@@ -34,6 +34,8 @@ pub struct LaunchEnvironment {
     pub world: usize,
     /// The rank among the processes of this machine, where the launcher tells it.
     pub local_rank: Option<usize>,
+    /// The processes of this machine, likewise.
+    pub local_world: Option<usize>,
     /// MASTER_ADDR:MASTER_PORT. The agent of torchrun already listens there.
     pub master: Option<String>,
     /// A restarted job resumes.
@@ -105,6 +107,7 @@ pub fn detect(get: impl Fn(&str) -> Option<String>) -> Result<LaunchEnvironment>
             rank: 0,
             world: 1,
             local_rank: None,
+            local_world: None,
             master: None,
             restarts: 0,
             reason: alone,
@@ -125,6 +128,7 @@ pub fn detect(get: impl Fn(&str) -> Option<String>) -> Result<LaunchEnvironment>
         rank: place.rank,
         world: place.world,
         local_rank: place.local_rank,
+        local_world: place.local_world,
         master,
         restarts: number(&get, "TORCHELASTIC_RESTART_COUNT")?.unwrap_or(0),
         reason,
@@ -149,20 +153,25 @@ struct Place {
     rank: usize,
     world: usize,
     local_rank: Option<usize>,
+    local_world: Option<usize>,
 }
 
 impl Contract {
     fn place(&self, get: &impl Fn(&str) -> Option<String>) -> Result<Place> {
         let required =
             |name| number(get, name)?.ok_or_else(|| contradiction(format!("{} is set and {name} is not", self.proof)));
-        let place =
-            Place { rank: required(self.rank)?, world: required(self.world)?, local_rank: number(get, self.local_rank)? };
+        let place = Place {
+            rank: required(self.rank)?,
+            world: required(self.world)?,
+            local_rank: number(get, self.local_rank)?,
+            local_world: number(get, self.local_world)?,
+        };
         let below = |name, value: usize, bound_name, bound: usize| match value < bound {
             true => Ok(()),
             false => Err(contradiction(format!("{name}={value} is not below {bound_name}={bound}"))),
         };
         below(self.rank, place.rank, self.world, place.world)?;
-        if let (Some(local_rank), Some(local_world)) = (place.local_rank, number(get, self.local_world)?) {
+        if let (Some(local_rank), Some(local_world)) = (place.local_rank, place.local_world) {
             below(self.local_rank, local_rank, self.local_world, local_world)?;
         }
         Ok(place)

@@ -60,7 +60,7 @@ impl Sealed {
 }
 
 /// A checkpoint on disk that was verified.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Checkpoint {
     pub path: PathBuf,
     pub manifest: Manifest,

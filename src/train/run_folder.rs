@@ -2,10 +2,12 @@
 
 use super::checkpoint::{Checkpoint, Checkpoints};
 use super::tensorboard;
+use crate::comm::Comm;
 use crate::config::Config;
 use crate::error::{Error, Result, io_error, write_error};
 use crate::io::{remove_folder, write_atomic};
 use crate::tensor::DType;
+use serde::{Deserialize, Serialize};
 use std::fs::{File, TryLockError};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -32,7 +34,34 @@ pub enum Start {
     Finished,
 }
 
+/// What ranks need to know of a [`Start`].
+#[derive(Serialize, Deserialize)]
+enum Found {
+    Fresh,
+    Continue(Checkpoint),
+    Finished,
+}
+
 impl Start {
+    /// What rank 0 found, on every rank. The others believe it that checkpoints are valid.
+    pub fn of_rank_0(self, comm: &dyn Comm) -> Result<Start> {
+        let found = match &self {
+            Start::Fresh { .. } => Found::Fresh,
+            Start::Continue { checkpoint, .. } => Found::Continue(checkpoint.clone()),
+            Start::Finished => Found::Finished,
+        };
+        let text = serde_json::to_vec(&found).map_err(|e| Error::internal(e.to_string()))?;
+        let said = comm.share(&text)?;
+        if comm.rank() == 0 {
+            return Ok(self);
+        }
+        Ok(match serde_json::from_slice(&said[0]).map_err(|e| Error::internal(e.to_string()))? {
+            Found::Fresh => Start::Fresh { invalid: Vec::new() },
+            Found::Continue(checkpoint) => Start::Continue { checkpoint, invalid: Vec::new() },
+            Found::Finished => Start::Finished,
+        })
+    }
+
     /// What the run goes on from.
     pub fn checkpoint(&self) -> Option<&Checkpoint> {
         match self {
@@ -53,8 +82,9 @@ const METRICS: &str = "metrics.jsonl";
 const GEMM: &str = "gemm.json";
 const MODEL: &str = "model";
 const CHECKPOINTS: &str = "checkpoints";
+const RANKS: &str = "ranks";
 /// All that a run writes.
-const OURS: [&str; 5] = [CONFIG, METRICS, GEMM, MODEL, CHECKPOINTS];
+const OURS: [&str; 6] = [CONFIG, METRICS, GEMM, MODEL, CHECKPOINTS, RANKS];
 /// What an interrupted write leaves behind.
 const LEFTOVERS: [&str; 5] = [".config.toml.tmp", ".metrics.jsonl.tmp", ".gemm.json.tmp", ".model.tmp", ".model.old"];
 /// Locked while a run writes to the folder; the file itself stays.

@@ -116,10 +116,11 @@ impl ShardedGradients {
 
     /// Lets the computation see all sums.
     pub fn finish(&self, ops: &dyn Ops) -> Result<()> {
-        match &self.sums {
-            Some(_) if overlapped(self.cut, &self.policy) => ops.wait(&ops.beside().mark()?),
-            _ => Ok(()),
+        if self.sums.is_none() || !overlapped(self.cut, &self.policy) {
+            return Ok(());
         }
+        self.comm.settle()?;
+        ops.wait(&ops.beside().mark()?)
     }
 
     /// The sums, where they are kept.
@@ -285,6 +286,7 @@ impl ReleasedGradients<'_> {
         let queue = ops.beside();
         queue.wait(&ops.mark()?)?;
         gradients.exchange(queue, block)?;
+        gradients.comm.settle()?;
         ops.wait(&queue.mark()?)?;
         let index = gradients.layout.index(block);
         let pieces = pieces_of(&gradients.layout, gradients.cut, gradients.policy.piece, index);

@@ -291,6 +291,8 @@ impl WeightSource for ShardedWeights {
         let slot = &gathered.slots[slot_of(&self.layout, block)];
         let mut state = slot.state.borrow_mut();
         if let Some(arrived) = state.arrived.take() {
+            // With patience, before the computation waits without.
+            self.comm.settle()?;
             ops.wait(&arrived)?;
         }
         state.guards += 1;

@@ -3,12 +3,13 @@
 mod rank;
 mod samples;
 
-use super::device::{DeviceChoice, Opened, Storage};
-use super::launch::Ranks;
+use super::device::{DeviceChoice, Storage};
+use super::launch::{Group, Ranks, connect, ordinal};
 use super::say;
 use super::signals::Signals;
 use super::terminal::visible;
-use crate::comm::{Comm, Solo, threads};
+use crate::comm::launch::LaunchEnvironment;
+use crate::comm::{Comm, Solo, agree, handshake};
 use crate::config::{Config, MasterWeights, ModelConfig, Offload};
 use crate::data::{Chat, Dataset, load, require_fit};
 use crate::error::{Error, Kind, Result};
@@ -16,9 +17,9 @@ use crate::io::Companions;
 use crate::model::Qwen2;
 use crate::ops::Ops;
 use crate::tensor::DType;
-use crate::train::{Resume, RunFolder, Start};
+use crate::train::{Resume, RunFolder, Start, digest};
 use samples::Samples;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -67,44 +68,146 @@ struct Inputs {
     dry_run: bool,
 }
 
-pub fn run(args: TrainArgs) -> Result<()> {
+pub fn run(mut args: TrainArgs) -> Result<()> {
+    args.device = args.device.resolve()?;
     let resume = match args.resume.as_str() {
         "auto" => Resume::Auto,
         "never" => Resume::Never,
         path => Resume::From(path.into()),
     };
-    let ranks = Ranks::detect(args.ranks)?;
+    let ranks = Ranks::detect(args.ranks, args.device)?;
     let config = Config::load(&args.config, &args.set)?;
-    let ops = args.device.ops(args.dtype)?;
-    if config.optimizer.master == MasterWeights::Stochastic && ops.dtype() == DType::F32 {
-        return Err(Error::usage(format!(
-            "optimizer.master = \"stochastic\": weights are f32 on {}, there is nothing to round",
-            ops.device()
-        ))
-        .help("leave the key out, or pass --dtype bf16"));
+    match ranks {
+        Ranks::Threads(world) => {
+            let ops = args.device.ops(args.dtype)?;
+            refuse_precision(&config, ops.as_ref())?;
+            let (mut folder, start) = RunFolder::open(&config, ops.dtype(), &resume, args.overwrite)?;
+            describe_start(&start, &folder)?;
+            if matches!(start, Start::Finished) && !args.dry_run {
+                return Ok(());
+            }
+            let inputs = Inputs::read(config, ops.as_ref(), args.dry_run, true)?;
+            start.checkpoint().map_or(Ok(()), |checkpoint| checkpoint.require_data(&inputs.data))?;
+            match world {
+                1 => rank::run(&inputs, ops, Rc::new(Solo), 1, &mut folder, &start),
+                _ => {
+                    drop(ops);
+                    run_threads(&args, &inputs, world, &mut folder, &start)
+                }
+            }
+        }
+        Ranks::Processes(launch) => run_process(&args, &resume, config, &launch),
     }
-    if config.memory.offload.contains(&Offload::Remainder) && ops.dtype() == DType::F32 {
-        return Err(Error::usage(format!(
-            "memory.offload = \"remainder\": weights are f32 on {}, they have none",
-            ops.device()
-        ))
-        .help("leave it out, or pass --dtype bf16"));
-    }
-    let (mut folder, start) = RunFolder::open(&config, ops.dtype(), &resume, args.overwrite)?;
-    describe_start(&start, &folder)?;
-    if matches!(start, Start::Finished) && !args.dry_run {
+}
+
+/// Refuses choices about bits that the weights of this backend do not have.
+fn refuse_precision(config: &Config, ops: &dyn Ops) -> Result<()> {
+    if ops.dtype() != DType::F32 {
         return Ok(());
     }
-    let inputs = Inputs::read(config, ops.as_ref(), args.dry_run)?;
-    start.checkpoint().map_or(Ok(()), |checkpoint| checkpoint.require_data(&inputs.data))?;
-    match ranks {
-        Ranks::Threads(1) => rank::run(&inputs, ops, Rc::new(Solo), 1, &mut folder, &start),
-        Ranks::Threads(world) => {
-            drop(ops);
-            let open = || args.device.open(args.dtype, 0);
-            run_threads(&inputs, world, args.patience(), &open, &mut folder, &start)
-        }
+    let (device, pass) = (ops.device(), "leave it out, or pass --dtype bf16");
+    if config.optimizer.master == MasterWeights::Stochastic {
+        let what = format!("optimizer.master = \"stochastic\": weights are f32 on {device}, there is nothing to round");
+        return Err(Error::usage(what).help(pass));
     }
+    if config.memory.offload.contains(&Offload::Remainder) {
+        let what = format!("memory.offload = [\"remainder\"]: weights are f32 on {device}, they have none");
+        return Err(Error::usage(what).help(pass));
+    }
+    Ok(())
+}
+
+/// Runs every rank on a thread of its own.
+fn run_threads(args: &TrainArgs, inputs: &Inputs, world: usize, folder: &mut RunFolder, start: &Start) -> Result<()> {
+    let path = folder.path.clone();
+    let mut folder = Some(folder);
+    let group = Group::new(world, args.device, args.patience())?;
+    let neighbours = world;
+    let ends: Vec<Result<()>> = std::thread::scope(|scope| {
+        let ranks: Vec<_> = group
+            .into_iter()
+            .map(|end| {
+                let (folder, path) = (folder.take(), path.clone());
+                scope.spawn(move || {
+                    let opened = args.device.open(args.dtype, end.ordinal()).inspect_err(|error| end.abort(error))?;
+                    let (ops, comm) = end.connect(opened)?;
+                    let other = &mut RunFolder::of_another_rank(path);
+                    with_abort(&comm, || rank::run(inputs, ops, comm.clone(), neighbours, folder.unwrap_or(other), start))
+                })
+            })
+            .collect();
+        let bug = |_| Err(Error::internal("a rank panicked: this is a bug in limo-engine"));
+        ranks.into_iter().map(|rank| rank.join().unwrap_or_else(bug)).collect()
+    });
+    // Not the errors of those that only heard of it.
+    let errors: Vec<Error> = ends.into_iter().filter_map(Result::err).collect();
+    let own = errors.iter().find(|error| error.kind != Kind::Communication).or(errors.first());
+    own.map_or(Ok(()), |error| Err(error.clone()))
+}
+
+/// Runs the rank of this process. Rank 0 has the folder, and tells the others where the run stands.
+fn run_process(args: &TrainArgs, resume: &Resume, config: Config, launch: &LaunchEnvironment) -> Result<()> {
+    let opened = args.device.open(args.dtype, if args.device == DeviceChoice::Cuda { ordinal(launch)? } else { 0 })?;
+    refuse_precision(&config, opened.ops.as_ref())?;
+    let storage = opened.ops.dtype();
+    let path = config.output.dir.clone();
+    let meeting =
+        path.ancestors().skip(1).map(|p| if p.as_os_str().is_empty() { Path::new(".") } else { p }).find(|p| p.exists());
+    let meeting = meeting.unwrap_or(Path::new(".")).to_path_buf();
+    let first = launch.rank == 0;
+    // A job that is started again goes on, whatever it was told at first.
+    let (resume, overwrite) = if launch.restarts > 0 { (&Resume::Auto, false) } else { (resume, args.overwrite) };
+    let found = first.then(|| RunFolder::open(&config, storage, resume, overwrite)).transpose();
+    // Before there is a communicator: reading may take long.
+    let inputs = Inputs::read(config, opened.ops.as_ref(), args.dry_run, first);
+    let (ops, comm) = connect(launch, opened, &meeting, args.patience())?;
+    with_abort(&comm, || {
+        comm.note("comparing ranks");
+        agree(comm.as_ref(), inputs.as_ref().map(|_| ()).map_err(Error::clone))?;
+        let inputs = inputs?;
+        handshake(comm.as_ref(), &facts(&inputs, ops.as_ref(), launch.world))?;
+        agree(comm.as_ref(), found.as_ref().map(|_| ()).map_err(Error::clone))?;
+        let (mut folder, start) = match found? {
+            Some((folder, start)) => (folder, start),
+            None => (RunFolder::of_another_rank(path), Start::Finished),
+        };
+        if first {
+            describe_start(&start, &folder)?;
+        }
+        let start = start.of_rank_0(comm.as_ref())?;
+        if matches!(start, Start::Finished) && !args.dry_run {
+            return Ok(());
+        }
+        start.checkpoint().map_or(Ok(()), |checkpoint| checkpoint.require_data(&inputs.data))?;
+        let neighbours = launch.local_world.unwrap_or(1);
+        rank::run(&inputs, ops, comm.clone(), neighbours, &mut folder, &start)
+    })
+}
+
+/// What must be the same on all ranks.
+fn facts(inputs: &Inputs, ops: &dyn Ops, world: usize) -> Vec<(&'static str, String)> {
+    let config = blake3::hash(inputs.config.to_toml().as_bytes()).to_hex();
+    vec![
+        ("the version", env!("CARGO_PKG_VERSION").to_string()),
+        ("the binary", build()),
+        ("the number of ranks", world.to_string()),
+        ("the configuration", config[..16].to_string()),
+        ("the type of weights", ops.dtype().to_string()),
+        ("the training data", digest(&inputs.data)[..16].to_string()),
+    ]
+}
+
+/// A hash of the running program.
+fn build() -> String {
+    let bytes = std::env::current_exe().and_then(std::fs::read);
+    bytes.map_or("unknown".to_string(), |bytes| blake3::hash(&bytes).to_hex()[..16].to_string())
+}
+
+/// Tells the other ranks of an error, or a panic, of this one.
+fn with_abort(comm: &Rc<dyn Comm>, work: impl FnOnce() -> Result<()>) -> Result<()> {
+    let end = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work))
+        .unwrap_or_else(|_| Err(Error::internal("a rank panicked: this is a bug in limo-engine")));
+    end.inspect_err(|error| comm.abort(error))
 }
 
 impl TrainArgs {
@@ -114,7 +217,8 @@ impl TrainArgs {
 }
 
 impl Inputs {
-    fn read(config: Config, ops: &dyn Ops, dry_run: bool) -> Result<Inputs> {
+    /// `speaks`: says what was found.
+    fn read(config: Config, ops: &dyn Ops, dry_run: bool, speaks: bool) -> Result<Inputs> {
         let source = config.model.config_file()?;
         let architecture = ModelConfig::from_file(&source)?;
         Qwen2::require(ops, &architecture)?;
@@ -122,9 +226,11 @@ impl Inputs {
         let template = config.model.chat_template.as_deref();
         let chat = Chat::load(&tokenizer, template, architecture.vocab_size)?;
         let data = load(&config.data.train, &config.data, &chat)?;
-        say!("{}", describe("train", &data))?;
+        if speaks {
+            say!("{}", describe("train", &data))?;
+        }
         let eval = (!config.data.eval.is_empty()).then(|| load(&config.data.eval, &config.data, &chat)).transpose()?;
-        if let Some(eval) = &eval {
+        if let Some(eval) = eval.as_ref().filter(|_| speaks) {
             say!("{}", describe("eval", eval))?;
         }
         let rows = std::iter::once(&data).chain(&eval).flat_map(|d| &d.examples);
@@ -134,40 +240,6 @@ impl Inputs {
         let signals = Signals::catch()?;
         Ok(Inputs { config, architecture, chat, data, eval, samples, companions, signals, dry_run })
     }
-}
-
-/// Runs every rank on a thread of its own.
-fn run_threads(
-    inputs: &Inputs,
-    world: usize,
-    patience: Duration,
-    open: &(dyn Fn() -> Result<Opened> + Sync),
-    folder: &mut RunFolder,
-    start: &Start,
-) -> Result<()> {
-    let path = folder.path.clone();
-    let mut folder = Some(folder);
-    let ends: Vec<Result<()>> = std::thread::scope(|scope| {
-        let ranks: Vec<_> = threads::group(world, patience)
-            .into_iter()
-            .map(|comm| {
-                let (folder, path) = (folder.take(), path.clone());
-                scope.spawn(move || {
-                    let Opened { ops, queue } = open().inspect_err(|error| comm.abort(error))?;
-                    let comm = Rc::new(comm.over(queue));
-                    let other = &mut RunFolder::of_another_rank(path);
-                    rank::run(inputs, ops, comm.clone(), world, folder.unwrap_or(other), start)
-                        .inspect_err(|error| comm.abort(error))
-                })
-            })
-            .collect();
-        let bug = |_| Err(Error::internal("a rank panicked: this is a bug in limo-engine"));
-        ranks.into_iter().map(|rank| rank.join().unwrap_or_else(bug)).collect()
-    });
-    // The error that the others only heard of.
-    let errors: Vec<Error> = ends.into_iter().filter_map(Result::err).collect();
-    let own = errors.iter().find(|error| error.kind != Kind::Communication).or(errors.first());
-    own.map_or(Ok(()), |error| Err(error.clone()))
 }
 
 /// What the run folder holds, where that is worth a word.

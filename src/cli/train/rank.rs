@@ -54,6 +54,7 @@ pub fn run(
         },
     )?;
     agree(comm.as_ref(), if speaks { folder.begin(config, engine.ops.dtype(), start) } else { Ok(()) })?;
+    comm.heartbeats(&folder.path)?;
 
     let stop = || agree(comm.as_ref(), inputs.signals.check());
     let sampler = samples.as_ref().map(|samples| Sampler::new(samples, &engine, chat, &stop)).transpose()?;
