@@ -19,6 +19,16 @@ pub fn available_memory(ops: &dyn Ops) -> Result<Option<usize>> {
     Ok(ops.free_memory()?.or_else(available_host_memory))
 }
 
+/// Bytes of this process that are in memory now, and the most that ever were; none where the system does not tell.
+pub fn resident() -> Option<(usize, usize)> {
+    let text = std::fs::read_to_string("/proc/self/status").ok()?;
+    let field = |name: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+        line.trim().strip_suffix("kB")?.trim().parse::<usize>().ok().map(|kib| kib << 10)
+    };
+    Some((field("VmRSS:")?, field("VmHWM:")?))
+}
+
 /// The error of a job that needs more.
 pub fn does_not_fit(ops: &dyn Ops, needed: usize, available: usize) -> Error {
     let [wanted, there] = [needed, available].map(format_bytes);

@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::model::Layout;
 use crate::ops::cuda::Cuda;
 use crate::tensor::{DType, Ledger, Ledgers, format_bytes};
-use crate::train::{Budget, Candidate, Demand, Plan, Steps, Work, most_packed, times};
+use crate::train::{Budget, Candidate, Demand, Plan, RECOMPUTE, Steps, Work, most_packed, times};
 use clap::ValueEnum;
 use std::path::PathBuf;
 use std::rc::Rc;
@@ -232,31 +232,28 @@ fn describe_disk(plan: &Plan, config: &Config, demand: &Demand) -> Result<()> {
     )
 }
 
-/// The fastest choice that fits, and why what would be faster does not.
+/// For each degree of recomputation the fastest choice that fits, or why none does.
 fn describe_policies(demand: &Demand, budget: Budget, work: &Work, chosen: Option<&Plan>) -> Result<()> {
     let candidates = demand.candidates(budget, work)?;
-    say!("\nwhat gives the same numbers, the fastest first (tokens/s estimated for H200s):")?;
-    let line = |candidate: &Candidate, verdict: &str| {
-        say!("  {:>9.0} tokens/s  {}: {verdict}", candidate.rate, candidate.plan.sizes.describe())
-    };
-    const SHOWN: usize = 12;
-    for (place, candidate) in candidates.iter().enumerate() {
-        let [device, host] = budget.excess(&candidate.plan.ledgers);
-        let lacks = [(device, "memory of the device"), (host, "host memory")];
-        let lacks: Vec<String> = lacks
-            .iter()
-            .filter(|(bytes, _)| *bytes > 0)
-            .map(|(bytes, what)| format!("{} more {what} than there is", format_bytes(*bytes)))
-            .collect();
-        if lacks.is_empty() {
-            let same = chosen.is_some_and(|plan| plan.sizes.describe() == candidate.plan.sizes.describe());
-            return line(candidate, if same { "fits, and is configured" } else { "fits" });
-        }
-        if place < SHOWN {
-            line(candidate, &format!("needs {}", lacks.join(" and ")))?;
-        }
+    say!("\nplaces that give the same numbers (tokens/s estimated for H200s), for each degree of recomputation:")?;
+    for (keep, _) in RECOMPUTE {
+        let lacks = |candidate: &&Candidate| budget.excess(&candidate.plan.ledgers).iter().sum::<usize>();
+        let of_this = || candidates.iter().filter(|candidate| candidate.plan.sizes.keep == keep);
+        let best = of_this().find(|candidate| lacks(candidate) == 0).or(of_this().min_by_key(lacks));
+        let Some(candidate) = best else { continue };
+        let [device, host] = budget.excess(&candidate.plan.ledgers).map(format_bytes);
+        let verdict = match budget.excess(&candidate.plan.ledgers) {
+            [0, 0] if chosen.is_some_and(|plan| plan.sizes.describe() == candidate.plan.sizes.describe()) => {
+                "fits, and is configured".to_string()
+            }
+            [0, 0] => "fits".to_string(),
+            [_, 0] => format!("lacks {device} of device memory at least"),
+            [0, _] => format!("lacks {host} of host memory at least"),
+            _ => format!("lacks {device} of device and {host} of host memory at least"),
+        };
+        say!("  {:>7.0} tokens/s  {}: {verdict}", candidate.rate, candidate.plan.sizes.describe())?;
     }
-    say!("  none fits")
+    Ok(())
 }
 
 fn describe_time(demand: &Demand, plan: &Plan, datasets: &[&Dataset], work: &Work) -> Result<()> {

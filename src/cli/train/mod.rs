@@ -5,6 +5,7 @@ mod samples;
 
 use super::device::{DeviceChoice, Storage};
 use super::launch::{Group, Ranks, connect, ordinal};
+use super::memory::resident;
 use super::say;
 use super::signals::Signals;
 use super::terminal::visible;
@@ -16,7 +17,7 @@ use crate::error::{Error, Kind, Result};
 use crate::io::Companions;
 use crate::model::Qwen2;
 use crate::ops::Ops;
-use crate::tensor::DType;
+use crate::tensor::{DType, format_bytes};
 use crate::train::{Resume, RunFolder, Start, digest};
 use samples::Samples;
 use std::path::{Path, PathBuf};
@@ -238,6 +239,9 @@ impl Inputs {
         let samples = Samples::load(&config, &chat)?;
         let companions = Companions::read(&source, &tokenizer, template, config.data.system.as_deref())?;
         let signals = Signals::catch()?;
+        if let Some((now, _)) = resident().filter(|_| speaks) {
+            say!("baseline: {} of this process in memory before anything is reserved", format_bytes(now))?;
+        }
         Ok(Inputs { config, architecture, chat, data, eval, samples, companions, signals, dry_run })
     }
 }

@@ -2,7 +2,7 @@
 
 use super::Inputs;
 use super::samples::Sampler;
-use crate::cli::memory::budget;
+use crate::cli::memory::{budget, resident};
 use crate::cli::progress::{Progress, clock};
 use crate::cli::say;
 use crate::comm::{Comm, agree};
@@ -234,6 +234,9 @@ fn summarise(outcome: &Outcome, engine: &Engine, model: &Path) -> Result<()> {
             outcome.tokens as f64 / outcome.seconds,
             flops / outcome.seconds / 1e9
         )?;
+    }
+    if let Some((_, most)) = resident() {
+        say!("peak: {} of this process in memory", format_bytes(most))?;
     }
     say!("model: {}", model.display())
 }

@@ -46,7 +46,10 @@ impl Ops for Cpu {
     }
 
     fn fill(&self, out: ViewMut, value: f32) -> Result<()> {
-        out.f32().fill(value);
+        match out.dtype() {
+            DType::Bf16 => out.bf16().fill(bf16::from_f32(value)),
+            _ => out.f32().fill(value),
+        }
         Ok(())
     }
     fn add(&self, x: View, out: ViewMut) -> Result<()> {
