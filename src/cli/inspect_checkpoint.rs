@@ -26,11 +26,11 @@ pub fn run(args: CheckpointArgs) -> Result<()> {
     let checkpoints = RunFolder::checkpoints_of(&args.dir);
     let steps = checkpoints.steps()?;
     if steps.is_empty() {
-        return describe(&Checkpoint::open(&args.dir)?);
+        return describe(&Checkpoint::open(&args.dir, &|_| {})?);
     }
     let mut invalid = 0;
     for &step in &steps {
-        match checkpoints.open(step) {
+        match checkpoints.open(step, &|_| {}) {
             Ok(checkpoint) => describe(&checkpoint)?,
             Err(error) => {
                 invalid += 1;

@@ -143,10 +143,11 @@ impl Group {
         }
     }
 
-    /// Tells the others that this rank has no device.
-    pub fn abort(&self, error: &Error) {
-        if let Group::Memory(comm) = self {
-            comm.abort(error);
+    /// Ranks that share its device.
+    pub fn on_device(&self, world: usize) -> usize {
+        match self {
+            Group::Memory(_) => world,
+            Group::Nccl { .. } => 1,
         }
     }
 

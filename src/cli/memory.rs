@@ -5,11 +5,11 @@ use crate::ops::Ops;
 use crate::tensor::format_bytes;
 use crate::train::Budget;
 
-/// What each of `neighbours` ranks on this machine may reserve.
-pub fn budget(ops: &dyn Ops, neighbours: usize) -> Result<Budget> {
-    let host = available_host_memory().map_or(usize::MAX, |bytes| bytes / neighbours);
+/// What each of the ranks may reserve that share this machine and this device.
+pub fn budget(ops: &dyn Ops, on_machine: usize, on_device: usize) -> Result<Budget> {
+    let host = available_host_memory().map_or(usize::MAX, |bytes| bytes / on_machine);
     Ok(match ops.free_memory()? {
-        Some(device) => Budget::Two { device, host },
+        Some(device) => Budget::Two { device: device / on_device, host },
         None => Budget::One(host),
     })
 }

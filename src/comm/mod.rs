@@ -32,8 +32,8 @@ pub trait Comm {
     fn exchange(&self, sent: View, received: ViewMut) -> Result<()>;
     /// What every rank says, in the order of the ranks: host bytes, of any length each. Waits for it.
     fn share(&self, bytes: &[u8]) -> Result<Vec<Vec<u8>>>;
-    /// Waits until the collectives that were begun are done. A device's own waits have no end where a rank is gone: this comes before them.
-    fn settle(&self) -> Result<()> {
+    /// Waits with patience for work behind collectives, until `done`. A device's own waits have no end where a rank is gone: this comes before them.
+    fn settle(&self, _done: &dyn Fn() -> Result<bool>) -> Result<()> {
         Ok(())
     }
     /// From now on ranks that are processes write FOLDER/ranks/N.json, by which they know of one another. All ranks call it, with the same folder.

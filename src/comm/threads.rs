@@ -1,7 +1,7 @@
 //! Ranks that are threads of one process: on a CPU, in the emulator, or several on one GPU. Host memory is copied from rank to rank; memory of a
 //! device by way of the host.
 
-use super::{Comm, expect_sizes};
+use super::{Comm, expect_rows, expect_sizes};
 use crate::device::Launcher;
 use crate::error::{Error, Result};
 use crate::tensor::{View, ViewMut};
@@ -20,6 +20,16 @@ struct State {
     ranks: Vec<Rank>,
     /// The first rank that ended with an error, and the error.
     failed: Option<(usize, String)>,
+}
+
+impl State {
+    /// Counts a rank as here; the number of its arrivals.
+    fn arrive(&mut self, rank: usize) -> u64 {
+        let rank = &mut self.ranks[rank];
+        rank.reached += 1;
+        rank.active = Instant::now();
+        rank.reached
+    }
 }
 
 /// What the others know of a rank.
@@ -68,23 +78,42 @@ impl Threads {
         self.group.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits until all ranks are here.
+    /// Waits until all ranks are here. Either all ranks meet, or none does: who gives up is not here any more.
     fn meet(&self) -> Result<()> {
         let mut state = self.state();
-        state.ranks[self.rank].reached += 1;
-        state.ranks[self.rank].active = Instant::now();
-        let here = state.ranks[self.rank].reached;
+        let here = state.arrive(self.rank);
         self.group.changed.notify_all();
+        let (mut state, met) = self.wait_for_all(state, here);
+        if let Err(error) = &met {
+            state.ranks[self.rank].reached -= 1;
+            state.failed.get_or_insert_with(|| (self.rank, error.message.clone()));
+            self.group.changed.notify_all();
+        }
+        met
+    }
+
+    /// Waits until all ranks that met have read what was offered: they only copy, so it takes no patience.
+    fn part(&self) {
+        let mut state = self.state();
+        let here = state.arrive(self.rank);
+        self.group.changed.notify_all();
+        while state.ranks.iter().any(|rank| rank.reached < here) {
+            state = self.group.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    fn wait_for_all<'a>(&'a self, mut state: MutexGuard<'a, State>, here: u64) -> (MutexGuard<'a, State>, Result<()>) {
         loop {
-            let Some(late) = state.ranks.iter().position(|rank| rank.reached < here) else { return Ok(()) };
+            let Some(late) = state.ranks.iter().position(|rank| rank.reached < here) else { return (state, Ok(())) };
             if let Some((rank, error)) = &state.failed {
-                return Err(Error::communication(format!("rank {rank} ended: {error}")));
+                let error = Error::communication(format!("rank {rank} ended: {error}"));
+                return (state, Err(error));
             }
             let idle = state.ranks[late].active.elapsed();
             let Some(left) = self.group.patience.checked_sub(idle).filter(|left| !left.is_zero()) else {
                 let operation = &state.ranks[late].operation;
                 let what = format!("rank {late} is late: {operation}, for {:.0} s", idle.as_secs_f64());
-                return Err(Error::communication(what));
+                return (state, Err(Error::communication(what)));
             };
             state = self.group.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
         }
@@ -94,18 +123,19 @@ impl Threads {
     fn meet_over(&self, offer: Offer, mut read: impl FnMut(usize, &[u8]) -> Result<()>) -> Result<()> {
         self.state().ranks[self.rank].offer = offer;
         self.meet()?;
+        // From here to the end nothing may return: the others read what this rank offers.
         let offers: Vec<Offer> = self.state().ranks.iter().map(|rank| rank.offer.clone()).collect();
         let mut result = Ok(());
         for (rank, offer) in offers.iter().enumerate() {
             let bytes = match offer {
                 Offer::Nothing => &[],
-                // SAFETY: memory that rank `rank` borrowed for this call, and does not touch before all ranks meet again below.
+                // SAFETY: memory that rank `rank` borrowed for this call, which it does not return from before all have parted below.
                 Offer::Memory(address, bytes) => unsafe { std::slice::from_raw_parts(*address as *const u8, *bytes) },
                 Offer::Bytes(bytes) => bytes.as_slice(),
             };
             result = result.and_then(|()| read(rank, bytes));
         }
-        self.meet()?;
+        self.part();
         result
     }
 
@@ -148,22 +178,17 @@ impl Comm for Threads {
 
     fn all_gather(&self, part: View, whole: ViewMut) -> Result<()> {
         expect_sizes("all_gather", part, whole.as_view(), self.world)?;
-        let mut rest = Some(whole.into_shape(&[self.world, part.elements()]));
-        self.meet_over(self.offer(part)?, |_, bytes| {
-            let Some((row, others)) = rest.take().map(|rest| rest.split_rows(1)) else { return Ok(()) };
-            rest = Some(others);
-            self.put(bytes, row)
-        })
+        let mut whole = whole.into_shape(&[self.world, part.elements()]);
+        self.meet_over(self.offer(part)?, |rank, bytes| self.put(bytes, whole.reborrow().into_rows(rank..rank + 1)))
     }
 
     fn exchange(&self, sent: View, received: ViewMut) -> Result<()> {
-        expect_sizes("exchange", sent, received.as_view(), 1)?;
-        let (row, elements) = (sent.bytes() / self.world, sent.elements() / self.world);
-        let mut rest = Some(received.into_shape(&[self.world, elements]));
-        self.meet_over(self.offer(sent)?, |_, bytes| {
-            let Some((own, others)) = rest.take().map(|rest| rest.split_rows(1)) else { return Ok(()) };
-            rest = Some(others);
-            self.put(bytes.get(self.rank * row..(self.rank + 1) * row).unwrap_or_default(), own)
+        expect_rows(sent, received.as_view(), self.world)?;
+        let row = sent.bytes() / self.world;
+        let mut received = received.into_shape(&[self.world, sent.elements() / self.world]);
+        self.meet_over(self.offer(sent)?, |rank, bytes| {
+            let mine = bytes.get(self.rank * row..(self.rank + 1) * row).unwrap_or_default();
+            self.put(mine, received.reborrow().into_rows(rank..rank + 1))
         })
     }
 
@@ -255,6 +280,16 @@ mod tests {
             let error = end.as_ref().unwrap_err();
             assert!(error.kind == Kind::Communication && error.message.contains("rank 2 is late: step 7: sleeping"), "{error}");
         }
+        // Who comes after the others gave up finds nobody, and reads nothing of theirs.
+        let ends = ranks(3, Duration::from_millis(100), |comm| {
+            if comm.rank == 2 {
+                std::thread::sleep(Duration::from_millis(400));
+            }
+            let sent = Tensor::from_f32(&vec![1.0; 3 << 16], &[3 << 16]);
+            let mut received = Tensor::from_f32(&vec![0.0; 3 << 16], &[3 << 16]);
+            comm.exchange(sent.view(), received.view_mut())
+        });
+        assert!(ends.iter().all(|end| end.as_ref().is_err_and(|error| error.kind == Kind::Communication)), "{ends:?}");
         let ends = ranks(3, LONG, |comm| match comm.rank {
             1 => {
                 comm.abort(&Error::data("a file is gone"));

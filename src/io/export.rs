@@ -66,11 +66,17 @@ pub struct Export<'a> {
 
 /// Writes the model folder `dir`, replacing what is there once the new one is complete, on disk, and verified by reading it.
 ///
-/// `read` fills a slice with steps of a tensor's first dimension (of a scalar: row 0); it is called in the order of the file.
-pub fn export(dir: &Path, spec: &Export, read: impl FnMut(&str, Range<usize>, &mut [f32]) -> Result<()>) -> Result<()> {
+/// `read` fills a slice with steps of a tensor's first dimension (of a scalar: row 0); it is called in the order of the file. `progress` hears of the files as they are
+/// verified.
+pub fn export(
+    dir: &Path,
+    spec: &Export,
+    read: impl FnMut(&str, Range<usize>, &mut [f32]) -> Result<()>,
+    progress: &dyn Fn(&str),
+) -> Result<()> {
     let mut folder = NewFolder::create(dir)?;
     write_model(&mut folder, spec, read)?;
-    folder.finish()
+    folder.finish(progress)
 }
 
 /// Reads all that [`export`] and [`write_model`] would read, in the same order, and writes nothing: what a rank does that only has a share in the values.

@@ -91,9 +91,11 @@ impl NewFolder {
     }
 
     /// Reads every file back, compares it with what was meant, and puts the folder in its place, whose old content goes away.
-    pub fn finish(self) -> Result<()> {
+    ///
+    /// `progress` hears of every file, since reading takes long.
+    pub fn finish(self, progress: &dyn Fn(&str)) -> Result<()> {
         sync_dir(&self.new)?;
-        verify_files(&self.new, &self.files)
+        verify_files(&self.new, &self.files, progress)
             .map_err(|e| e.help("the disk or its file system lost data: check it, then run the command again"))?;
         replace_dir(&self.new, &self.target)
     }
@@ -126,12 +128,13 @@ impl<W: Write> Write for Hashing<'_, W> {
     }
 }
 
-/// Compares the files of `dir` with what was once written there.
+/// Compares the files of `dir` with what was once written there. `progress` hears of each before it is read.
 ///
 /// Errors: data errors that name the first file that is missing, of another size, or of other content.
-pub fn verify_files(dir: &Path, files: &[FileRecord]) -> Result<()> {
+pub fn verify_files(dir: &Path, files: &[FileRecord], progress: &dyn Fn(&str)) -> Result<()> {
     let mut buffer = vec![0; CHUNK.min(files.iter().map(|file| file.bytes).max().unwrap_or_default().max(1) as usize)];
     for FileRecord { name, bytes, blake3: expected } in files {
+        progress(name);
         if !matches!(Path::new(name).components().collect::<Vec<_>>()[..], [Component::Normal(plain)] if plain == name.as_str())
         {
             return Err(Error::data(format!("{}: {name:?} is not the name of a file in this folder", dir.display())));

@@ -66,6 +66,10 @@ pub trait Ops: Send {
     fn wait(&self, _mark: &Mark) -> Result<()> {
         Ok(())
     }
+    /// Whether what lies before `mark` is done.
+    fn is_done(&self, _mark: &Mark) -> Result<bool> {
+        Ok(true)
+    }
     /// Copies bytes of any type between or within the device's memory and its host memory.
     fn copy(&self, x: View, out: ViewMut) -> Result<()>;
 

@@ -67,12 +67,12 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// Reads the manifest of the folder `path` and verifies every file that it names.
+    /// Reads the manifest of the folder `path` and verifies every file that it names; `progress` hears of each.
     ///
     /// Errors: checkpoint errors that name the file at fault.
-    pub fn open(path: &Path) -> Result<Checkpoint> {
+    pub fn open(path: &Path, progress: &dyn Fn(&str)) -> Result<Checkpoint> {
         let manifest = read_manifest(path).and_then(|manifest| {
-            verify_files(path, &manifest.files)?;
+            verify_files(path, &manifest.files, progress)?;
             match [OPTIMIZER, CONFIG].iter().find(|name| manifest.files.iter().all(|file| !file.name.starts_with(**name))) {
                 None => Ok(manifest),
                 Some(missing) => Err(Error::data(format!("{}: its manifest names no {missing}", path.display()))),
@@ -250,10 +250,10 @@ impl Checkpoints {
     }
 
     /// The newest checkpoint that is valid, and why each newer one is not.
-    pub fn newest(&self) -> Result<(Option<Checkpoint>, Vec<Error>)> {
+    pub fn newest(&self, progress: &dyn Fn(&str)) -> Result<(Option<Checkpoint>, Vec<Error>)> {
         let mut invalid = Vec::new();
         for step in self.steps()?.into_iter().rev() {
-            match self.open(step) {
+            match self.open(step, progress) {
                 Ok(checkpoint) => return Ok((Some(checkpoint), invalid)),
                 Err(error) => invalid.push(error),
             }
@@ -262,8 +262,8 @@ impl Checkpoints {
     }
 
     /// The checkpoint of one step; errors as [`Checkpoint::open`].
-    pub fn open(&self, step: usize) -> Result<Checkpoint> {
-        let checkpoint = Checkpoint::open(&self.path(step))?;
+    pub fn open(&self, step: usize, progress: &dyn Fn(&str)) -> Result<Checkpoint> {
+        let checkpoint = Checkpoint::open(&self.path(step), progress)?;
         match checkpoint.manifest.step {
             found if found == step => Ok(checkpoint),
             found => Err(at_checkpoint(Error::data(format!("{} is of step {found}", checkpoint.path.display())))),
@@ -331,7 +331,7 @@ impl Checkpoints {
         };
         let text = serde_json::to_string_pretty(&Sealed::new(manifest)?).map_err(|e| Error::internal(e.to_string()))?;
         folder.write_bytes(MANIFEST, format!("{text}\n").as_bytes())?;
-        folder.finish()
+        folder.finish(&|file| engine.comm.note(&format!("verifying {file}")))
     }
 
     fn rotate(&self, step: usize, keep: usize) -> Result<()> {

@@ -34,7 +34,7 @@ pub struct Job<'a> {
     pub companions: &'a Companions,
     /// Of the exported weights.
     pub dtype: DType,
-    /// Bytes that the whole job reserved.
+    /// Bytes that each rank reserved.
     pub memory: usize,
     /// Asked between micro-batches: an error of kind `Stopped` once the run is to stop.
     pub stop: &'a dyn Fn() -> Result<()>,
@@ -226,7 +226,10 @@ impl<'a> Run<'a> {
             tokens: loss.tokens,
             supervised_tokens: loss.supervised_tokens,
             tokens_per_s: loss.tokens as f64 / seconds,
-            mfu: engine.ops.peak_flops().map(|peak| engine.step_flops(&batches) / seconds / peak),
+            mfu: engine
+                .ops
+                .peak_flops()
+                .map(|peak| engine.step_flops(&batches) / seconds / (peak * engine.comm.world() as f64)),
             memory: self.job.memory,
             seconds,
         };
@@ -302,7 +305,7 @@ impl<'a> Run<'a> {
         };
         engine.comm.note("exporting the model");
         match engine.comm.rank() {
-            0 => export(&self.folder.model(), &spec, read),
+            0 => export(&self.folder.model(), &spec, read, &|file| engine.comm.note(&format!("verifying {file}"))),
             _ => read_along(&spec, read),
         }?;
         // The others wait for the model to be complete.

@@ -112,6 +112,17 @@ impl RunFolder {
     /// Errors: usage, if the folder holds files of somebody else or something that the run reads; if it holds a run and `resume` is
     /// `Never` without `overwrite`; if what would be continued has another configuration. Checkpoint, if the one asked for is not valid.
     pub fn open(config: &Config, storage: DType, resume: &Resume, overwrite: bool) -> Result<(RunFolder, Start)> {
+        Self::open_with(config, storage, resume, overwrite, &|_| {})
+    }
+
+    /// The same; `progress` hears of the files of checkpoints as they are verified.
+    pub fn open_with(
+        config: &Config,
+        storage: DType,
+        resume: &Resume,
+        overwrite: bool,
+        progress: &dyn Fn(&str),
+    ) -> Result<(RunFolder, Start)> {
         let path = &config.output.dir;
         let folder = RunFolder { path: path.clone(), lock: None };
         if path.exists() {
@@ -123,12 +134,12 @@ impl RunFolder {
         }
         let used = folder.config().exists() && !overwrite;
         let start = match resume {
-            Resume::From(checkpoint) => folder.start_from(checkpoint, used, overwrite, config, storage)?,
+            Resume::From(checkpoint) => folder.start_from(checkpoint, used, overwrite, config, storage, progress)?,
             Resume::Never if used => {
                 return Err(Error::usage(format!("{}: output.dir holds an earlier run", path.display()))
                     .help("--overwrite deletes it and starts over; --resume auto goes on"));
             }
-            Resume::Auto if used => folder.start_where_it_stands(config, storage)?,
+            Resume::Auto if used => folder.start_where_it_stands(config, storage, progress)?,
             Resume::Auto | Resume::Never => Start::Fresh { invalid: Vec::new() },
         };
         Ok((folder, start))
@@ -139,7 +150,7 @@ impl RunFolder {
         RunFolder { path, lock: None }
     }
 
-    fn start_where_it_stands(&self, config: &Config, storage: DType) -> Result<Start> {
+    fn start_where_it_stands(&self, config: &Config, storage: DType, progress: &dyn Fn(&str)) -> Result<Start> {
         let continued = |error: Error| {
             let help = "choose another output.dir, or pass --overwrite to delete that run";
             error.context(format!("{}: output.dir holds a run of another configuration", self.path.display())).help(help)
@@ -150,13 +161,21 @@ impl RunFolder {
             refuse_differences(&text, &self.config(), config, storage).map_err(continued)?;
             return Ok(Start::Finished);
         }
-        let (newest, invalid) = self.checkpoints().newest()?;
+        let (newest, invalid) = self.checkpoints().newest(progress)?;
         let Some(checkpoint) = newest else { return Ok(Start::Fresh { invalid }) };
         refuse_differences(&checkpoint.config()?, &checkpoint.path, config, storage).map_err(continued)?;
         Ok(Start::Continue { checkpoint, invalid })
     }
 
-    fn start_from(&self, path: &Path, used: bool, overwrite: bool, config: &Config, storage: DType) -> Result<Start> {
+    fn start_from(
+        &self,
+        path: &Path,
+        used: bool,
+        overwrite: bool,
+        config: &Config,
+        storage: DType,
+        progress: &dyn Fn(&str),
+    ) -> Result<Start> {
         let shown = path.display();
         if !path.is_dir() {
             return Err(Error::usage(format!("--resume {shown}: no such folder"))
@@ -167,7 +186,7 @@ impl RunFolder {
             return Err(Error::usage(format!("--overwrite would delete {shown}, which --resume names"))
                 .help("leave --overwrite out, or choose another output.dir"));
         }
-        let checkpoint = Checkpoint::open(path)?;
+        let checkpoint = Checkpoint::open(path, progress)?;
         if used && !inside {
             return Err(Error::usage(format!("{}: output.dir holds another run than --resume {shown}", self.path.display()))
                 .help("choose a new output.dir; --overwrite deletes that run"));

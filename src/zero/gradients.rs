@@ -119,8 +119,14 @@ impl ShardedGradients {
         if self.sums.is_none() || !overlapped(self.cut, &self.policy) {
             return Ok(());
         }
-        self.comm.settle()?;
-        ops.wait(&ops.beside().mark()?)
+        self.settled(ops)
+    }
+
+    /// Lets the computation wait for the second queue, once that is sure to end.
+    fn settled(&self, ops: &dyn Ops) -> Result<()> {
+        let mark = ops.beside().mark()?;
+        self.comm.settle(&|| ops.is_done(&mark))?;
+        ops.wait(&mark)
     }
 
     /// The sums, where they are kept.
@@ -286,8 +292,7 @@ impl ReleasedGradients<'_> {
         let queue = ops.beside();
         queue.wait(&ops.mark()?)?;
         gradients.exchange(queue, block)?;
-        gradients.comm.settle()?;
-        ops.wait(&queue.mark()?)?;
+        gradients.settled(ops)?;
         let index = gradients.layout.index(block);
         let pieces = pieces_of(&gradients.layout, gradients.cut, gradients.policy.piece, index);
         self.optimizer.release(ops, self.weights, &pieces, self.settings, self.update, |piece, mut out| {

@@ -100,6 +100,18 @@ impl Moments {
         self.m.flats().chain(self.v.flats())
     }
 
+    /// Brings what an update of a piece reads from host memory, as far as it is there.
+    fn fetch(&self, weights: &ShardedWeights, queue: &dyn Ops, piece: &Piece, turn: usize) -> Result<()> {
+        weights.fetch(queue, piece, turn)?;
+        self.flats().try_for_each(|flat| flat.fetch(queue, piece, turn))
+    }
+
+    /// Brings it back.
+    fn store(&self, weights: &ShardedWeights, queue: &dyn Ops, piece: &Piece, turn: usize) -> Result<()> {
+        weights.store(queue, piece, turn)?;
+        self.flats().try_for_each(|flat| flat.store(queue, piece, turn))
+    }
+
     /// Updates a piece that was fetched, with its gradients.
     fn update(
         &self,
@@ -263,18 +275,14 @@ impl Optimizer {
         let staged = flat.any_staged() || weights.staged() || moments.flats().any(Flat::any_staged);
         let fetch = |queue: &dyn Ops, piece: &Piece, turn| {
             flat.fetch(queue, piece, turn)?;
-            weights.fetch(queue, piece, turn)?;
-            moments.flats().try_for_each(|flat| flat.fetch(queue, piece, turn))
+            moments.fetch(weights, queue, piece, turn)
         };
         let work = |piece: &Piece, turn| {
             // SAFETY: only read, after the sums were finished.
             let grad = unsafe { flat.part(piece, turn)? };
             moments.update(ops, weights, (piece, turn), grad.as_view(), settings, (step, update))
         };
-        let store = |queue: &dyn Ops, piece: &Piece, turn| {
-            weights.store(queue, piece, turn)?;
-            moments.flats().try_for_each(|flat| flat.store(queue, piece, turn))
-        };
+        let store = |queue: &dyn Ops, piece: &Piece, turn| moments.store(weights, queue, piece, turn);
         pipelined(ops, &self.pieces, staged, fetch, work, store)
     }
 
@@ -292,14 +300,8 @@ impl Optimizer {
         let released = released.as_mut().ok_or_else(|| Error::internal("these gradients are summed, not released"))?;
         let moments = &*moments;
         let staged = weights.staged() || moments.flats().any(Flat::any_staged);
-        let fetch = |queue: &dyn Ops, piece: &Piece, turn| {
-            weights.fetch(queue, piece, turn)?;
-            moments.flats().try_for_each(|flat| flat.fetch(queue, piece, turn))
-        };
-        let store = |queue: &dyn Ops, piece: &Piece, turn| {
-            weights.store(queue, piece, turn)?;
-            moments.flats().try_for_each(|flat| flat.store(queue, piece, turn))
-        };
+        let fetch = |queue: &dyn Ops, piece: &Piece, turn| moments.fetch(weights, queue, piece, turn);
+        let store = |queue: &dyn Ops, piece: &Piece, turn| moments.store(weights, queue, piece, turn);
         let work = |piece: &Piece, turn| {
             let n = piece.range.len();
             form(piece, released.rows_mut(n))?;

@@ -34,6 +34,7 @@ fn complete() -> Facts {
         emulator: Ok("in this binary (--device emulator)".to_string()),
         cpu: Cpu { model: "AMD EPYC 9654".to_string(), threads: 16, simd: vec!["AVX2", "AVX-512F"] },
         launch: Ok(LaunchEnvironment {
+            local_world: None,
             starter: Starter::Torchrun,
             rank: 9,
             world: 16,

@@ -229,7 +229,8 @@ fn threads_of_one_process_meet_through_nccl() {
             let tensor = |values: &[f32]| device_tensor(&driver, &Tensor::from_f32(values, &[values.len()]));
             let (part, mut whole) = (tensor(&[rank as f32, 0.5]), tensor(&[f32::NAN; 6]));
             comm.all_gather(part.view(), whole.view_mut()).unwrap();
-            comm.settle().unwrap();
+            let mark = driver.on(Stream::Copy).mark().unwrap();
+            comm.settle(&|| mark.is_done()).unwrap();
             assert_eq!(download(&driver, &whole).view().f32(), [0.0, 0.5, 1.0, 0.5, 2.0, 0.5]);
             assert_eq!(comm.share(&vec![rank as u8; rank * 300]).unwrap()[2], vec![2; 600]);
             let host = Tensor::from_f32(&[0.0; 2], &[2]);

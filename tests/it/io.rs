@@ -66,7 +66,7 @@ fn export_with(
     let config = source.join("config.json");
     let companions = Companions::read(&config, source, None, Some("Think."))?;
     let spec = Export { companions: &companions, tensors: &specs(dtype), shard_bytes };
-    export(dir, &spec, read)
+    export(dir, &spec, read, &|_| {})
 }
 
 fn files(dir: &Path) -> Vec<(String, Vec<u8>)> {
@@ -146,7 +146,7 @@ fn stop_tokens_are_exported_from_where_training_took_them() {
     let exported = || {
         let companions = Companions::read(&config, tokenizer.path(), None, None).unwrap();
         let spec = Export { companions: &companions, tensors: &tensors, shard_bytes: DEFAULT_SHARD_BYTES };
-        export(&dir, &spec, read).unwrap();
+        export(&dir, &spec, read, &|_| {}).unwrap();
         fs::read_to_string(dir.join("generation_config.json")).unwrap()
     };
     assert_eq!(exported(), r#"{"eos_token_id": [2, 0]}"#);
@@ -213,7 +213,7 @@ fn a_new_folder_is_verified_before_it_takes_its_place() {
         folder.write_bytes("b", b"").unwrap();
         folder
     };
-    written(b"first").finish().unwrap();
+    written(b"first").finish(&|_| {}).unwrap();
     type Damage = fn(&Path);
     let damages: [(Damage, &str); 4] = [
         (|folder| fs::write(folder.join("a"), b"secomd").unwrap(), "a is damaged"),
@@ -224,19 +224,19 @@ fn a_new_folder_is_verified_before_it_takes_its_place() {
     for (damage, message) in damages {
         let folder = written(b"second");
         damage(folder.path());
-        let error = folder.finish().unwrap_err();
+        let error = folder.finish(&|_| {}).unwrap_err();
         assert!(error.message.contains(message) && error.message.contains("parent/.folder.tmp"), "{error}");
         assert_eq!(names(target.parent().unwrap()), ["folder"], "no debris");
         assert_eq!(fs::read(target.join("a")).unwrap(), b"first");
     }
     let folder = written(b"second");
     let files = folder.files().to_vec();
-    folder.finish().unwrap();
-    verify_files(&target, &files).unwrap();
+    folder.finish(&|_| {}).unwrap();
+    verify_files(&target, &files, &|_| {}).unwrap();
     for name in ["../folder/a", "/etc/hosts", "", "."] {
         let mut files = files.clone();
         files[0].name = name.into();
-        assert!(verify_files(&target, &files).unwrap_err().message.contains("is not the name of a file"), "{name}");
+        assert!(verify_files(&target, &files, &|_| {}).unwrap_err().message.contains("is not the name of a file"), "{name}");
     }
 }
 

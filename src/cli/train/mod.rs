@@ -14,11 +14,12 @@ use crate::comm::{Comm, Solo, agree, handshake};
 use crate::config::{Config, MasterWeights, ModelConfig, Offload};
 use crate::data::{Chat, Dataset, load, require_fit};
 use crate::error::{Error, Kind, Result};
-use crate::io::Companions;
+use crate::io::{Companions, TensorFiles};
 use crate::model::Qwen2;
 use crate::ops::Ops;
 use crate::tensor::{DType, format_bytes};
 use crate::train::{Resume, RunFolder, Start, digest};
+use rank::Neighbours;
 use samples::Samples;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
@@ -90,7 +91,7 @@ pub fn run(mut args: TrainArgs) -> Result<()> {
             let inputs = Inputs::read(config, ops.as_ref(), args.dry_run, true)?;
             start.checkpoint().map_or(Ok(()), |checkpoint| checkpoint.require_data(&inputs.data))?;
             match world {
-                1 => rank::run(&inputs, ops, Rc::new(Solo), 1, &mut folder, &start),
+                1 => rank::run(&inputs, ops, Rc::new(Solo), Neighbours::NONE, &mut folder, &start),
                 _ => {
                     drop(ops);
                     run_threads(&args, &inputs, world, &mut folder, &start)
@@ -122,15 +123,19 @@ fn refuse_precision(config: &Config, ops: &dyn Ops) -> Result<()> {
 fn run_threads(args: &TrainArgs, inputs: &Inputs, world: usize, folder: &mut RunFolder, start: &Start) -> Result<()> {
     let path = folder.path.clone();
     let mut folder = Some(folder);
-    let group = Group::new(world, args.device, args.patience())?;
-    let neighbours = world;
+    // All devices are opened before any rank waits for another.
+    let mut ranks = Vec::with_capacity(world);
+    for end in Group::new(world, args.device, args.patience())? {
+        let opened = args.device.open(args.dtype, end.ordinal())?;
+        ranks.push((end, opened));
+    }
     let ends: Vec<Result<()>> = std::thread::scope(|scope| {
-        let ranks: Vec<_> = group
+        let ranks: Vec<_> = ranks
             .into_iter()
-            .map(|end| {
+            .map(|(end, opened)| {
                 let (folder, path) = (folder.take(), path.clone());
                 scope.spawn(move || {
-                    let opened = args.device.open(args.dtype, end.ordinal()).inspect_err(|error| end.abort(error))?;
+                    let neighbours = Neighbours { machine: world, device: end.on_device(world) };
                     let (ops, comm) = end.connect(opened)?;
                     let other = &mut RunFolder::of_another_rank(path);
                     with_abort(&comm, || rank::run(inputs, ops, comm.clone(), neighbours, folder.unwrap_or(other), start))
@@ -152,50 +157,62 @@ fn run_process(args: &TrainArgs, resume: &Resume, config: Config, launch: &Launc
     refuse_precision(&config, opened.ops.as_ref())?;
     let storage = opened.ops.dtype();
     let path = config.output.dir.clone();
-    let meeting =
-        path.ancestors().skip(1).map(|p| if p.as_os_str().is_empty() { Path::new(".") } else { p }).find(|p| p.exists());
-    let meeting = meeting.unwrap_or(Path::new(".")).to_path_buf();
     let first = launch.rank == 0;
-    // A job that is started again goes on, whatever it was told at first.
-    let (resume, overwrite) = if launch.restarts > 0 { (&Resume::Auto, false) } else { (resume, args.overwrite) };
-    let found = first.then(|| RunFolder::open(&config, storage, resume, overwrite)).transpose();
-    // Before there is a communicator: reading may take long.
+    // Before anybody waits for it: tokenising may take long. What goes wrong is told when the ranks have met.
     let inputs = Inputs::read(config, opened.ops.as_ref(), args.dry_run, first);
-    let (ops, comm) = connect(launch, opened, &meeting, args.patience())?;
+    let (ops, comm) = connect(launch, opened, meeting_place(&path), args.patience())?;
     with_abort(&comm, || {
-        comm.note("comparing ranks");
         agree(comm.as_ref(), inputs.as_ref().map(|_| ()).map_err(Error::clone))?;
         let inputs = inputs?;
-        handshake(comm.as_ref(), &facts(&inputs, ops.as_ref(), launch.world))?;
-        agree(comm.as_ref(), found.as_ref().map(|_| ()).map_err(Error::clone))?;
-        let (mut folder, start) = match found? {
-            Some((folder, start)) => (folder, start),
-            None => (RunFolder::of_another_rank(path), Start::Finished),
+        handshake(comm.as_ref(), &facts(&inputs, ops.as_ref(), launch.world)?)?;
+        // A job that is started again goes on, whatever it was told at first.
+        let (resume, overwrite) = if launch.restarts > 0 { (&Resume::Auto, false) } else { (resume, args.overwrite) };
+        let open = || {
+            let found = RunFolder::open_with(&inputs.config, storage, resume, overwrite, &|file| {
+                comm.note(&format!("verifying {file}"))
+            })?;
+            describe_start(&found.1, &found.0)?;
+            found.1.checkpoint().map_or(Ok(()), |checkpoint| checkpoint.require_data(&inputs.data))?;
+            Ok(found)
         };
-        if first {
-            describe_start(&start, &folder)?;
-        }
+        let found = first.then(open).transpose();
+        agree(comm.as_ref(), found.as_ref().map(|_| ()).map_err(Error::clone))?;
+        let (mut folder, start) = found?.unwrap_or_else(|| (RunFolder::of_another_rank(path), Start::Finished));
         let start = start.of_rank_0(comm.as_ref())?;
         if matches!(start, Start::Finished) && !args.dry_run {
             return Ok(());
         }
-        start.checkpoint().map_or(Ok(()), |checkpoint| checkpoint.require_data(&inputs.data))?;
-        let neighbours = launch.local_world.unwrap_or(1);
+        let neighbours = Neighbours { machine: launch.local_world.unwrap_or(1), device: 1 };
         rank::run(&inputs, ops, comm.clone(), neighbours, &mut folder, &start)
     })
 }
 
+/// A folder that is there before the run's own is made.
+fn meeting_place(path: &Path) -> &Path {
+    let parents = path.ancestors().skip(1).map(|p| if p.as_os_str().is_empty() { Path::new(".") } else { p });
+    parents.into_iter().find(|p| p.exists()).unwrap_or(Path::new("."))
+}
+
 /// What must be the same on all ranks.
-fn facts(inputs: &Inputs, ops: &dyn Ops, world: usize) -> Vec<(&'static str, String)> {
-    let config = blake3::hash(inputs.config.to_toml().as_bytes()).to_hex();
-    vec![
+fn facts(inputs: &Inputs, ops: &dyn Ops, world: usize) -> Result<Vec<(&'static str, String)>> {
+    let Inputs { config, architecture, data, eval, samples, .. } = inputs;
+    let weights = match config.model.folder()? {
+        Some(folder) => format!("{} bytes", TensorFiles::open(&folder)?.size_on_disk()),
+        None => "random".to_string(),
+    };
+    let hash = |text: String| blake3::hash(text.as_bytes()).to_hex()[..16].to_string();
+    Ok(vec![
         ("the version", env!("CARGO_PKG_VERSION").to_string()),
         ("the binary", build()),
         ("the number of ranks", world.to_string()),
-        ("the configuration", config[..16].to_string()),
+        ("the configuration", hash(config.to_toml())),
+        ("the architecture", hash(format!("{architecture:?}"))),
+        ("the size of the weights", weights),
         ("the type of weights", ops.dtype().to_string()),
-        ("the training data", digest(&inputs.data)[..16].to_string()),
-    ]
+        ("the training data", hash(digest(data))),
+        ("the evaluation data", hash(eval.as_ref().map_or(String::new(), digest))),
+        ("the samples", hash(samples.as_ref().map_or(String::new(), Samples::digest))),
+    ])
 }
 
 /// A hash of the running program.
@@ -208,7 +225,12 @@ fn build() -> String {
 fn with_abort(comm: &Rc<dyn Comm>, work: impl FnOnce() -> Result<()>) -> Result<()> {
     let end = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work))
         .unwrap_or_else(|_| Err(Error::internal("a rank panicked: this is a bug in limo-engine")));
-    end.inspect_err(|error| comm.abort(error))
+    end.inspect_err(|error| {
+        // All ranks have agreed to stop.
+        if error.kind != Kind::Stopped {
+            comm.abort(error);
+        }
+    })
 }
 
 impl TrainArgs {

@@ -8,7 +8,7 @@ use crate::cli::say;
 use crate::comm::{Comm, agree};
 use crate::config::{Config, Every, ModelConfig, OutputDtype, read_json};
 use crate::data::Dataset;
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::io::{TensorFiles, free_space};
 use crate::model::{Keep, Layout, checkpoint_reader, random_reader};
 use crate::ops::Ops;
@@ -19,18 +19,27 @@ use serde_json::Value;
 use std::path::Path;
 use std::rc::Rc;
 
+/// How many ranks share this machine's memory, and this rank's device.
+#[derive(Debug, Clone, Copy)]
+pub struct Neighbours {
+    pub machine: usize,
+    pub device: usize,
+}
+
+impl Neighbours {
+    pub const NONE: Neighbours = Neighbours { machine: 1, device: 1 };
+}
+
 /// Plans, loads, trains, exports. Rank 0 has the folder, and speaks.
-///
-/// `neighbours` ranks share this machine's memory.
 pub fn run(
     inputs: &Inputs,
     ops: Box<dyn Ops>,
     comm: Rc<dyn Comm>,
-    neighbours: usize,
+    neighbours: Neighbours,
     folder: &mut RunFolder,
     start: &Start,
 ) -> Result<()> {
-    let Inputs { config, architecture, chat, data, eval, samples, companions, .. } = inputs;
+    let Inputs { config, architecture, data, eval, .. } = inputs;
     let speaks = comm.rank() == 0;
     let datasets: Vec<&Dataset> = std::iter::once(data).chain(eval).collect();
     let plan = plan(inputs, ops.as_ref(), comm.clone(), neighbours, &datasets)?;
@@ -41,23 +50,59 @@ pub fn run(
     if inputs.dry_run {
         return if speaks { say!("dry run: nothing was written") } else { Ok(()) };
     }
-
     let mut engine = Engine::new(ops, comm.clone(), architecture, &plan.sizes)?;
-    agree(comm.as_ref(), if speaks { require_disk(&engine, config, folder, steps) } else { Ok(()) })?;
+    // Dropped before the engine, whose memory waits for all work: that has an end only where the others are there, or the group was given up.
+    let mut unfinished = Unfinished(Some(comm.as_ref()));
+    let end = train_rank(inputs, &mut engine, &plan, steps, folder, start);
+    unfinished.end(end)
+}
+
+/// Tells the other ranks when this one goes early.
+struct Unfinished<'a>(Option<&'a dyn Comm>);
+
+impl Unfinished<'_> {
+    /// Whether a run stops is agreed on; everything else is an error of this rank, or one that it heard of.
+    fn end(&mut self, end: Result<()>) -> Result<()> {
+        match (&end, self.0.take()) {
+            (Err(error), Some(comm)) if error.kind != Kind::Stopped => comm.abort(error),
+            _ => {}
+        }
+        end
+    }
+}
+
+impl Drop for Unfinished<'_> {
+    fn drop(&mut self) {
+        if let Some(comm) = self.0 {
+            comm.abort(&Error::internal("a panic, which is a bug in limo-engine"));
+        }
+    }
+}
+
+fn train_rank(
+    inputs: &Inputs,
+    engine: &mut Engine,
+    plan: &Plan,
+    steps: Steps,
+    folder: &mut RunFolder,
+    start: &Start,
+) -> Result<()> {
+    let Inputs { config, architecture, chat, data, eval, samples, companions, .. } = inputs;
+    let comm = engine.comm.clone();
+    let speaks = comm.rank() == 0;
+    agree(comm.as_ref(), if speaks { require_disk(engine, config, folder, steps) } else { Ok(()) })?;
     let checkpoint = start.checkpoint();
     comm.note("loading weights");
-    agree(
-        comm.as_ref(),
-        match checkpoint {
-            Some(checkpoint) => checkpoint.load(&mut engine),
-            None => load_weights(&mut engine, config, architecture),
-        },
-    )?;
+    let loaded = match checkpoint {
+        Some(checkpoint) => checkpoint.load(engine),
+        None => load_weights(engine, config, architecture),
+    };
+    agree(comm.as_ref(), loaded)?;
     agree(comm.as_ref(), if speaks { folder.begin(config, engine.ops.dtype(), start) } else { Ok(()) })?;
     comm.heartbeats(&folder.path)?;
 
     let stop = || agree(comm.as_ref(), inputs.signals.check());
-    let sampler = samples.as_ref().map(|samples| Sampler::new(samples, &engine, chat, &stop)).transpose()?;
+    let sampler = samples.as_ref().map(|samples| Sampler::new(samples, engine, chat, &stop)).transpose()?;
     let mut reporter = Reporter { progress: speaks.then(|| Progress::new(steps)), sampler };
     let job = Job {
         config,
@@ -68,18 +113,18 @@ pub fn run(
         memory: plan.ledgers.total(),
         stop: &stop,
     };
-    let outcome = train(&mut engine, &job, folder, checkpoint, &mut reporter)?;
+    let outcome = train(engine, &job, folder, checkpoint, &mut reporter)?;
     match &reporter.progress {
         Some(progress) => {
             progress.finish();
-            summarise(&outcome, &engine, &folder.model())
+            summarise(&outcome, engine, &folder.model())
         }
         None => Ok(()),
     }
 }
 
 /// The fastest plan that fits every rank.
-fn plan(inputs: &Inputs, ops: &dyn Ops, comm: Rc<dyn Comm>, neighbours: usize, datasets: &[&Dataset]) -> Result<Plan> {
+fn plan(inputs: &Inputs, ops: &dyn Ops, comm: Rc<dyn Comm>, neighbours: Neighbours, datasets: &[&Dataset]) -> Result<Plan> {
     let Inputs { config, architecture, samples, .. } = inputs;
     let longest = datasets.iter().flat_map(|d| &d.examples).map(|e| e.tokens.len()).max().unwrap_or(1);
     let samples = match samples {
@@ -89,7 +134,7 @@ fn plan(inputs: &Inputs, ops: &dyn Ops, comm: Rc<dyn Comm>, neighbours: usize, d
     let packed = most_packed(config, datasets);
     let (device, storage, multiple) = (ops.device(), ops.dtype(), ops.token_multiple());
     let demand = Demand { config, architecture, device, storage, multiple, comm: comm.clone(), longest, packed, samples };
-    let chosen = demand.choose(budget(ops, neighbours)?);
+    let chosen = demand.choose(budget(ops, neighbours.machine, neighbours.device)?);
     agree(comm.as_ref(), chosen.as_ref().map(|_| ()).map_err(Error::clone))?;
     let plan = chosen?;
     // Where memories differ, the ranks take the most careful choice.

@@ -34,6 +34,11 @@ impl Samples {
         Ok(Some(Samples { prompts, tokens, max_tokens: config.samples.max_tokens }))
     }
 
+    /// What is generated from: the same on all ranks.
+    pub fn digest(&self) -> String {
+        format!("{:?} {}", self.tokens, self.max_tokens)
+    }
+
     /// Tokens of the longest prompt with its longest answer.
     pub fn capacity(&self) -> usize {
         self.tokens.iter().map(Vec::len).max().unwrap_or(1) + self.max_tokens

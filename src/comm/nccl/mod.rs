@@ -51,7 +51,7 @@ pub fn connect(queue: Box<dyn Launcher>, rank: usize, world: usize, bootstrap: &
         queue,
         heartbeat: Heartbeat::new(rank, world, patience),
     };
-    let joined = nccl.join(bootstrap).inspect_err(|error| nccl.abort(error));
+    let joined = nccl.join(bootstrap).and_then(|()| nccl.warm_up()).inspect_err(|error| nccl.abort(error));
     if rank == 0 {
         bootstrap.clear();
     }
@@ -101,10 +101,26 @@ impl Nccl {
         Ok(state == IN_PROGRESS)
     }
 
+    /// Lets NCCL reserve what it connects every pair of ranks with, before anybody asks how much memory is left.
+    fn warm_up(&self) -> Result<()> {
+        let mut staging = self.staging.borrow_mut();
+        let (part, rest) = staging.view_mut().split_rows(self.world);
+        let whole = rest.into_rows(0..self.world * self.world);
+        self.all_gather(part.as_view(), whole)?;
+        let (sent, received) = staging.view_mut().into_rows(0..2 * self.world).split_rows(self.world);
+        self.exchange(sent.as_view(), received)?;
+        let mark = self.queue.mark()?;
+        self.settle(&|| mark.is_done())
+    }
+
     /// Waits until the queue has done all its work.
     fn drain(&self, wait: &mut Wait) -> Result<()> {
         let mark = self.queue.mark()?;
-        while !mark.is_done()? {
+        self.wait_until(&|| mark.is_done(), wait)
+    }
+
+    fn wait_until(&self, done: &dyn Fn() -> Result<bool>, wait: &mut Wait) -> Result<()> {
+        while !done()? {
             self.is_in_progress(wait.what())?;
             wait.pause(|| Missing::Unknown)?;
         }
@@ -205,8 +221,8 @@ impl Comm for Nccl {
         })
     }
 
-    fn settle(&self) -> Result<()> {
-        self.guarded(|| self.drain(&mut self.heartbeat.wait("the collectives")))
+    fn settle(&self, done: &dyn Fn() -> Result<bool>) -> Result<()> {
+        self.guarded(|| self.wait_until(done, &mut self.heartbeat.wait("the collectives")))
     }
 
     fn heartbeats(&self, folder: &Path) -> Result<()> {

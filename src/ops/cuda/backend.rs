@@ -85,6 +85,11 @@ fn named(op: &str, shape: Shape, run: impl FnOnce() -> Result<()>) -> Result<()>
     run().map_err(|error| error.context(format!("{op} over {shape}")))
 }
 
+fn event(mark: &Mark) -> Result<&dyn Event> {
+    let event = mark.downcast_ref::<Box<dyn Event>>().ok_or_else(|| Error::internal("a mark of another backend"))?;
+    Ok(event.as_ref())
+}
+
 /// The version of a ladder that ships.
 fn shipped<V>(ladder: &[V]) -> &V {
     ladder.last().expect("a ladder has a version")
@@ -157,8 +162,10 @@ impl Ops for Cuda {
         Ok(Box::new(self.launcher().mark()?))
     }
     fn wait(&self, mark: &Mark) -> Result<()> {
-        let event = mark.downcast_ref::<Box<dyn Event>>().ok_or_else(|| Error::internal("a mark of another backend"))?;
-        self.launcher().wait(event.as_ref())
+        self.launcher().wait(event(mark)?)
+    }
+    fn is_done(&self, mark: &Mark) -> Result<bool> {
+        event(mark)?.is_done()
     }
     fn copy(&self, x: View, out: ViewMut) -> Result<()> {
         named("copy", *x.shape(), || self.launcher().copy(x, out))
