@@ -174,8 +174,9 @@ fn describe_plan(plan: &Plan, args: &PlanArgs) -> Result<()> {
     if outside > 0 {
         say!("  {:<7} {:<40} {:>10}", "device", "context, kernels, cuBLASLt (about)", format_bytes(outside))?;
     }
-    say!("  {:<7} {:<40} {:>10}", "device", "total", format_bytes(device.total() + outside))?;
-    say!("  {:<7} {:<40} {:>10}", "host", "total", format_bytes(host.total()))?;
+    for (place, total) in [("device", device.total() + outside), ("host", host.total())] {
+        say!("  {place:<7} {:<40} {:>10} ({total} bytes)", "total", format_bytes(total))?;
+    }
     say!("\nin use, of what is reserved from the first step to the last:")?;
     say!("  {:<22} {:>10} {:>10}", "phase", "device", "host")?;
     for phase in PHASES {

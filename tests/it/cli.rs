@@ -6,6 +6,7 @@ use std::path::Path;
 const COMMANDS: &[&[&str]] = &[
     &[],
     &["train"],
+    &["plan"],
     &["score"],
     &["inspect"],
     &["inspect", "data"],

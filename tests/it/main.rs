@@ -22,6 +22,7 @@ mod ops;
 mod optimizer;
 mod options;
 mod packing;
+mod plan;
 mod ranks;
 mod recipes;
 mod resume;

@@ -262,7 +262,7 @@ impl Inputs {
         let companions = Companions::read(&source, &tokenizer, template, config.data.system.as_deref())?;
         let signals = Signals::catch()?;
         if let Some((now, _)) = resident().filter(|_| speaks) {
-            say!("baseline: {} of this process in memory before anything is reserved", format_bytes(now))?;
+            say!("baseline: {} of this process in memory before anything is reserved ({now} bytes)", format_bytes(now))?;
         }
         Ok(Inputs { config, architecture, chat, data, eval, samples, companions, signals, dry_run })
     }

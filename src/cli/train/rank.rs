@@ -188,7 +188,8 @@ fn describe_run(
         Keep::Stream | Keep::Nothing => "each layer is computed again",
     };
     let each = if comm.world() > 1 { " a rank" } else { "" };
-    say!("memory: {}{each} ({kept} in the backward pass)", format_bytes(plan.ledgers.total()))?;
+    let total = plan.ledgers.total();
+    say!("memory: {}{each} ({total} bytes); {kept} in the backward pass", format_bytes(total))?;
     for (group, bytes) in plan.ledgers.device.by_group() {
         say!("  {group:<13} {:>10}", format_bytes(bytes))?;
     }
@@ -281,7 +282,7 @@ fn summarise(outcome: &Outcome, engine: &Engine, model: &Path) -> Result<()> {
         )?;
     }
     if let Some((_, most)) = resident() {
-        say!("peak: {} of this process in memory", format_bytes(most))?;
+        say!("peak: {} of this process in memory ({most} bytes)", format_bytes(most))?;
     }
     say!("model: {}", model.display())
 }
