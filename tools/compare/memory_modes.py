@@ -1,14 +1,15 @@
 #!/usr/bin/env python3
 """What fewer bits cost in training: the tiny task in bf16 storage, every memory mode over the same seeds, as a picture and a table.
 
-    python tools/compare/memory_modes.py --svg docs/memory_modes.svg      18 runs of 300 steps, one at a time; of one that is complete the records are read
+    python tools/compare/memory_modes.py --svg docs/memory_modes.svg      21 runs of 300 steps, one at a time; of one that is complete the records are read
 
 A seed gives the weights to start from and the order of the rows, so the runs of one seed differ in their rounding alone. Figures: the training loss,
 mean of the last 30 steps; the held-out loss after the last step (all rows of configs/tiny/heldout.jsonl).
 
 A mode is within noise if, in both figures, its mean over the seeds differs from fp32's by no more than fp32's own seeds do, largest less smallest.
 For three independent seeds of each that range is expected to be about two standard errors of such a difference. The table also has the difference seed
-by seed, its mean and standard error, which sees less than the criterion forgives. Needs a release build of limo-engine.
+by seed, its mean and standard error, which sees less than the criterion forgives. The last row is a control: fp32 whose gradients are summed in another
+order, so what it differs by is what any rounding does. Needs a release build of limo-engine.
 """
 
 import argparse
@@ -21,27 +22,29 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 BASE = "fp32"
+# The control: two micro-batches a step, for most steps, instead of one.
+CONTROL = "fp32, summed in another order"
 # Name: settings and colour (Okabe and Ito's, told apart by the colour-blind).
 MODES = {
     BASE: ({}, "#000000"),
-    "bf16 moments": (dict(state="bf16"), "#e69f00"),
-    "int8 moments": (dict(state="int8"), "#0072b2"),
-    "stochastic weights": (dict(master="stochastic"), "#009e73"),
-    "bf16 gradients": (dict(gradients="bf16"), "#cc79a7"),
-    "int8 + stochastic + bf16 gradients": (dict(state="int8", master="stochastic", gradients="bf16"), "#d55e00"),
+    "bf16 moments": ({"optimizer.state": "bf16"}, "#e69f00"),
+    "int8 moments": ({"optimizer.state": "int8"}, "#0072b2"),
+    "stochastic weights": ({"optimizer.master": "stochastic"}, "#009e73"),
+    "bf16 gradients": ({"optimizer.gradients": "bf16"}, "#cc79a7"),
+    "int8 + stochastic + bf16 gradients": ({"optimizer.state": "int8", "optimizer.master": "stochastic", "optimizer.gradients": "bf16"}, "#d55e00"),
+    CONTROL: ({"train.micro_tokens": 512}, "#56b4e9"),
 }
 WINDOW, LAST = 15, 30
 WIDTH, LEFT, RIGHT = 860, 70, 20
-TOP, HEIGHT, GAP = 92, 240, 62
+TOP, HEIGHT, GAP = 122, 240, 62
 
 
 def run(args, mode, seed):
     """Losses of the steps, and the held-out loss after the last. A run that is complete is not repeated: the program says so and ends."""
-    folder = args.runs / f"{mode.replace(' + ', '-').replace(' ', '-')}-{seed}"
-    settings = {"train.max_steps": args.steps, "train.seed": seed, "train.save_every": args.steps, "train.eval_every": args.steps, "samples.file": "",
-                "data.eval": ["configs/tiny/heldout.jsonl"], "output.dir": str(folder.resolve())}
-    settings |= {f"optimizer.{key}": value for key, value in MODES[mode][0].items()}
-    flags = [f"-s{key}={json.dumps(value)}" for key, value in settings.items()]
+    folder = args.runs / f"{mode.replace(' + ', '-').replace(', ', '-').replace(' ', '-')}-{seed}"
+    settings = {"train.max_steps": args.steps, "train.seed": seed, "train.save_every": args.steps, "train.eval_every": args.steps,
+                "data.eval": ["configs/tiny/heldout.jsonl"], "samples.file": "", "samples.n": 0, "output.dir": str(folder.resolve())}
+    flags = [f"-s{key}={json.dumps(value)}" for key, value in (settings | MODES[mode][0]).items()]
     environment = dict(os.environ, RAYON_NUM_THREADS=str(args.threads))
     command = [args.binary, "train", "configs/tiny.toml", "--device", "cpu", "--dtype", "bf16", *flags]
     subprocess.run(command, check=True, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
