@@ -10,7 +10,7 @@ use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
 
 /// Bytes that are hashed at once, by all threads.
-const CHUNK: usize = 4 << 20;
+const CHUNK: usize = 1 << 20;
 
 /// One file of a folder: what was meant to be in it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

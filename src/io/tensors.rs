@@ -9,7 +9,7 @@ use std::ops::Range;
 use std::path::Path;
 
 /// Elements asked for at once: what a writer holds of a model.
-const CHUNK_ELEMENTS: usize = 1 << 19;
+const CHUNK_ELEMENTS: usize = 1 << 17;
 
 /// A tensor to be written. An empty shape is a scalar.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -87,7 +87,7 @@ pub fn read_block(
     mut put: impl FnMut(Range<usize>, &[f32]) -> Result<()>,
 ) -> Result<()> {
     /// Values in host memory at a time.
-    const PIECE: usize = 1 << 19;
+    const PIECE: usize = 1 << 17;
     let mut values = Vec::new();
     for parameter in &layout.parameters {
         for part in &parameter.parts {
