@@ -87,7 +87,7 @@ impl Setup {
         let logs = tempfile::tempdir().unwrap();
         // mpirun does not tell exit codes, and mixes what ranks print.
         let script = format!(
-            "r=${{RANK:-$OMPI_COMM_WORLD_RANK}}; if [ $r = {ODD} ]; then {odd}; fi; cd {1}\n\
+            "r=${{RANK:-$OMPI_COMM_WORLD_RANK}}; if [ $r = {ODD} ]; then :; {odd}\nfi; cd {1}\n\
              \"$0\" \"$@\" > {0}/out-$r 2> {0}/err-$r; code=$?; echo $code > {0}/.code-$r; mv {0}/.code-$r {0}/code-$r; exit $code",
             logs.path().display(),
             env!("CARGO_MANIFEST_DIR"),
