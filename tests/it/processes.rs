@@ -6,6 +6,7 @@ use crate::command::{limo_engine, limo_engine_with, succeed};
 use crate::engine::MODEL;
 use crate::resume::{checkpoints, result};
 use serde_json::Value;
+use std::cell::RefCell;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
@@ -115,7 +116,7 @@ impl Setup {
                 vec![run(&mut command)]
             }
         };
-        Job { started_by: self.launcher, started, logs, run: self.run(name) }
+        Job { started_by: self.launcher, started: RefCell::new(started), logs, run: self.run(name) }
     }
 }
 
@@ -123,7 +124,7 @@ impl Setup {
 struct Job {
     started_by: Launcher,
     /// The ranks' shells, or mpirun.
-    started: Vec<Child>,
+    started: RefCell<Vec<Child>>,
     /// What each printed, and its exit code once it has one.
     logs: tempfile::TempDir,
     run: PathBuf,
@@ -139,12 +140,16 @@ struct End {
 }
 
 impl Job {
-    /// What `look` finds, once it does.
+    /// What `look` finds, once it does. Panics where the time is up, or nobody is left to do it.
     fn wait<T>(&self, what: &str, look: impl Fn() -> Option<T>) -> T {
         let began = Instant::now();
         while began.elapsed() < LONG {
+            let over = self.started.borrow_mut().iter_mut().all(|child| child.try_wait().unwrap().is_some());
             if let Some(found) = look() {
                 return found;
+            }
+            if over {
+                break;
             }
             std::thread::sleep(Duration::from_millis(5));
         }
@@ -181,7 +186,7 @@ impl Job {
 impl Drop for Job {
     /// Leaves no process behind, whatever the test found.
     fn drop(&mut self) {
-        for child in &mut self.started {
+        for child in self.started.get_mut() {
             if child.try_wait().is_ok_and(|end| end.is_none()) {
                 // mpirun ends its ranks itself, which are not of its group.
                 signal(if self.started_by == Launcher::Torchrun { "KILL" } else { "TERM" }, &format!("-{}", child.id()));
