@@ -3,7 +3,7 @@
 use super::device::{DeviceChoice, Opened};
 use crate::comm::launch::{self, LaunchEnvironment, Starter};
 use crate::comm::nccl::{self, Bootstrap};
-use crate::comm::{Comm, threads};
+use crate::comm::{Comm, agree, threads};
 use crate::device::gpu::visible_devices;
 use crate::error::{Error, Result};
 use crate::ops::Ops;
@@ -80,20 +80,24 @@ pub fn connect(
         None => connect_cpus(launch, patience)?,
         Some(queue) => {
             let bootstrap = Bootstrap::detect(launch, folder, environment)?;
-            Rc::new(nccl::connect(queue, launch.rank, launch.world, &bootstrap, patience)?)
+            // Ranks that have met nobody cannot compare what they were told, but people can.
+            let connected = nccl::connect(queue, launch.rank, launch.world, &bootstrap, patience);
+            Rc::new(connected.map_err(|error| error.context(format!("{}: {}", launch.starter, launch.reason)))?)
         }
     };
-    if (comm.rank(), comm.world()) != (launch.rank, launch.world) {
-        let (rank, world) = (comm.rank(), comm.world());
-        return Err(Error::communication(format!(
+    let (rank, world) = (comm.rank(), comm.world());
+    let known = match (rank, world) == (launch.rank, launch.world) {
+        true => Ok(()),
+        false => Err(Error::communication(format!(
             "{} started this process as rank {} of {}, {} knows it as rank {rank} of {world}",
             launch.starter,
             launch.rank,
             launch.world,
             comm.describe()
         ))
-        .help("start the processes with the launcher of the MPI that this program was built with"));
-    }
+        .help("start the processes with the launcher of the MPI that this program was built with")),
+    };
+    agree(comm.as_ref(), known)?;
     Ok((ops, comm))
 }
 

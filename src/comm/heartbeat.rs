@@ -1,7 +1,7 @@
 //! What a rank that is a process lets the others know: FOLDER/ranks/N.json. Who waits in a collective reads the files of the others, and gives up when one of them
 //! ended, or when one that is late shows nothing new for as long as the patience lasts. No thread beats on its own: a heartbeat says that a rank's own work goes on.
 
-use super::Comm;
+use super::{Comm, doing};
 use crate::error::{Error, Result, write_error};
 use serde::{Deserialize, Serialize};
 use std::fmt::Write;
@@ -23,7 +23,9 @@ pub struct Record {
     pub rank: usize,
     pub host: String,
     pub pid: u32,
-    /// What the rank does.
+    /// The step that it is in, or was in last; 0 before the first.
+    pub step: usize,
+    /// What it does.
     pub operation: String,
     /// When it last began an operation or a collective, in unix seconds.
     pub since: f64,
@@ -69,6 +71,7 @@ impl Heartbeat {
             rank,
             host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
             pid: std::process::id(),
+            step: 0,
             operation: "starting".to_string(),
             since: unix_seconds(),
             collectives: 0,
@@ -94,6 +97,14 @@ impl Heartbeat {
     pub fn start_with(&self, comm: &dyn Comm, folder: &Path) -> Result<()> {
         let name = format!("{}-{}", std::process::id(), unix_seconds());
         self.start(folder, &String::from_utf8_lossy(&comm.share(name.as_bytes())?[0]))
+    }
+
+    /// This rank begins a step.
+    pub fn begin_step(&self, step: usize) {
+        let mut state = self.state();
+        state.record.step = step;
+        state.record.since = unix_seconds();
+        state.changed();
     }
 
     /// Says what this rank does next.
@@ -258,9 +269,10 @@ impl Wait<'_> {
         for rank in still {
             let _ = match record(rank) {
                 None => write!(message, "; nothing was heard of rank {rank}"),
-                Some(Record { host, pid, operation, since, .. }) => {
+                Some(Record { host, pid, step, operation, since, .. }) => {
+                    let doing = doing(*step, operation);
                     let seconds = (unix_seconds() - since).max(0.0);
-                    write!(message, "; rank {rank} ({host}, process {pid}) is late: {operation}, for {seconds:.0} s")
+                    write!(message, "; rank {rank} ({host}, process {pid}) is late: {doing}, for {seconds:.0} s")
                 }
             };
         }
@@ -336,7 +348,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let all = started(3, folder.path());
         all[2].begin("share");
-        all[2].note("step 7: reading");
+        all[2].begin_step(7);
+        all[2].note("reading");
         std::thread::sleep(INTERVAL);
         all[2].state().beat();
         let began = Instant::now();

@@ -40,10 +40,17 @@ pub trait Comm {
     fn heartbeats(&self, _folder: &Path) -> Result<()> {
         Ok(())
     }
-    /// Says what this rank does next, for those that wait for it.
+    /// Says which step this rank begins, for those that wait for it.
+    fn begin_step(&self, _step: usize) {}
+    /// Says what this rank does next, likewise.
     fn note(&self, _operation: &str) {}
     /// This rank ends with an error that the others do not know of: they need not wait.
     fn abort(&self, _error: &Error) {}
+}
+
+/// What a rank does, in words. Before the first step, `step` is 0.
+fn doing(step: usize, operation: &str) -> String {
+    if step > 0 { format!("step {step}: {operation}") } else { operation.to_string() }
 }
 
 /// Refuses operands that a collective of `world` ranks cannot move.
@@ -78,10 +85,12 @@ pub fn agree(comm: &dyn Comm, mine: Result<()>) -> Result<()> {
         Err(error) => serde_json::to_vec(error).map_err(|e| Error::internal(e.to_string()))?,
     };
     let all = comm.share(&said)?;
-    match all.iter().position(|said| !said.is_empty()) {
-        None => Ok(()),
-        Some(rank) if rank == comm.rank() => mine,
-        Some(rank) => {
+    let Some(rank) = all.iter().position(|said| !said.is_empty()) else { return Ok(()) };
+    // A rank that ends now could take the error along before all others have it. They have, once they are here.
+    let _ = comm.share(&[]);
+    match rank == comm.rank() {
+        true => mine,
+        false => {
             let theirs = serde_json::from_slice(&all[rank]);
             let theirs = theirs.unwrap_or_else(|e| Error::communication(format!("an error that cannot be read: {e}")));
             Err(theirs.context(format!("rank {rank}")))

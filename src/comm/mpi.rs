@@ -240,6 +240,9 @@ impl Comm for Mpi {
     fn heartbeats(&self, folder: &Path) -> Result<()> {
         self.heartbeat.start_with(self, folder)
     }
+    fn begin_step(&self, step: usize) {
+        self.heartbeat.begin_step(step);
+    }
     fn note(&self, operation: &str) {
         self.heartbeat.note(operation);
     }

@@ -1,7 +1,7 @@
 //! Ranks that are threads of one process: on a CPU, in the emulator, or several on one GPU. Host memory is copied from rank to rank; memory of a
 //! device by way of the host.
 
-use super::{Comm, expect_rows, expect_sizes};
+use super::{Comm, doing, expect_rows, expect_sizes};
 use crate::device::Launcher;
 use crate::error::{Error, Result};
 use crate::tensor::{View, ViewMut};
@@ -37,6 +37,7 @@ struct Rank {
     /// Barriers that it has reached.
     reached: u64,
     offer: Offer,
+    step: usize,
     operation: String,
     /// When it last began an operation.
     active: Instant,
@@ -62,7 +63,8 @@ pub struct Threads {
 
 /// The ends of a group of `world` ranks, each for a thread of its own. Whoever waits longer than `patience` for a rank that begins no operation gives up.
 pub fn group(world: usize, patience: Duration) -> Vec<Threads> {
-    let rank = |_| Rank { reached: 0, offer: Offer::Nothing, operation: "starting".to_string(), active: Instant::now() };
+    let rank =
+        |_| Rank { reached: 0, offer: Offer::Nothing, step: 0, operation: "starting".to_string(), active: Instant::now() };
     let state = Mutex::new(State { ranks: (0..world).map(rank).collect(), failed: None });
     let group = Arc::new(Group { state, changed: Condvar::new(), patience });
     (0..world).map(|rank| Threads { rank, world, group: group.clone(), queue: None }).collect()
@@ -111,8 +113,8 @@ impl Threads {
             }
             let idle = state.ranks[late].active.elapsed();
             let Some(left) = self.group.patience.checked_sub(idle).filter(|left| !left.is_zero()) else {
-                let operation = &state.ranks[late].operation;
-                let what = format!("rank {late} is late: {operation}, for {:.0} s", idle.as_secs_f64());
+                let Rank { step, operation, .. } = &state.ranks[late];
+                let what = format!("rank {late} is late: {}, for {:.0} s", doing(*step, operation), idle.as_secs_f64());
                 return (state, Err(Error::communication(what)));
             };
             state = self.group.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
@@ -201,6 +203,10 @@ impl Comm for Threads {
         Ok(all)
     }
 
+    fn begin_step(&self, step: usize) {
+        self.state().ranks[self.rank].step = step;
+    }
+
     fn note(&self, operation: &str) {
         let mut state = self.state();
         let rank = &mut state.ranks[self.rank];
@@ -270,7 +276,8 @@ mod tests {
     fn who_is_late_or_gone_is_named() {
         let ends = ranks(3, Duration::from_millis(200), |comm| match comm.rank {
             2 => {
-                comm.note("step 7: sleeping");
+                comm.begin_step(7);
+                comm.note("sleeping");
                 std::thread::sleep(Duration::from_secs(1));
                 Ok(Vec::new())
             }

@@ -177,7 +177,7 @@ impl Engine {
             let first = round * comm.world();
             gradients.begin(MicroBatches { first, count: together.len(), seed, update: optimizer.step + 1 });
             let mine = together.get(comm.rank());
-            comm.note(&format!("update {}, micro-batch {}", optimizer.step + 1, first + comm.rank() + 1));
+            comm.note(&format!("micro-batch {}", first + comm.rank() + 1));
             pass(ops, model, weights, gradients, activations, mine.map(|batch| (batch, &counts, normalize)), &mut sums)?;
         }
         gradients.finish(ops)?;
@@ -206,7 +206,7 @@ impl Engine {
         let counts = Counts::new(batches, rows);
         let mut sums = vec![0.0f64; rows];
         optimizer.step += 1;
-        comm.note(&format!("update {}, micro-batch {}", optimizer.step, comm.rank() + 1));
+        comm.note(&format!("micro-batch {}", comm.rank() + 1));
         gradients.begin(MicroBatches { first: 0, count: batches.len(), seed, update: optimizer.step });
         let mine = batches.get(comm.rank()).map(|batch| (batch, &counts, normalize));
         let update = Update { lr, grad_scale: 1.0, seed };
@@ -268,7 +268,7 @@ impl Engine {
     pub fn update(&mut self, norm: f64, Apply { settings, lr, seed }: Apply) -> Result<()> {
         let State { weights, gradients, optimizer, .. } = &mut self.state;
         let _range = self.ops.range("optimizer");
-        self.comm.note(&format!("update {}, optimizer", optimizer.step + 1));
+        self.comm.note("optimizer");
         let update = Update { lr, grad_scale: clip_factor(norm, settings.clip), seed };
         optimizer.update(self.ops.as_ref(), weights, gradients, settings, update)
     }

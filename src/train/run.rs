@@ -192,6 +192,7 @@ impl<'a> Run<'a> {
         let batches = pack(&rows, train.micro_tokens, train.packing)?;
         let (step, lr) = (self.done + 1, self.steps.lr(self.done, optimizer));
         let regions = engine.ops.allocator().regions();
+        engine.comm.begin_step(step);
         let range = engine.ops.range(&format!("step {step}"));
         let apply = Apply { settings: optimizer, lr, seed: train.seed };
         let release = self.job.config.memory.gradient_release;
@@ -205,7 +206,7 @@ impl<'a> Run<'a> {
         if skipped {
             let error = not_finite(step, loss.value, norm, &rows, release);
             if !train.skip_nonfinite {
-                return Err(error);
+                return agree(engine.comm.as_ref(), Err(error));
             }
             self.observer.skipped(&error)?;
         } else if !release {
@@ -268,7 +269,8 @@ impl<'a> Run<'a> {
         if let Some((batches, rows)) = &self.evaluation {
             let loss = engine.evaluate(batches, *rows, self.job.stop)?;
             if !loss.value.is_finite() {
-                return Err(Error::non_finite(format!("after step {}: evaluation loss {}", self.done, loss.value)));
+                let error = Error::non_finite(format!("after step {}: evaluation loss {}", self.done, loss.value));
+                return agree(engine.comm.as_ref(), Err(error));
             }
             let record = EvalRecord {
                 step: self.done,

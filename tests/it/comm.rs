@@ -226,7 +226,7 @@ fn orders_differ(rank: &Rank) -> Result<String> {
 }
 
 /// The folder of the fake NCCL, compiled once. None without a C compiler, or without the emulator.
-fn fake_nccl() -> Option<&'static Path> {
+pub fn fake_nccl() -> Option<&'static Path> {
     static BUILT: OnceLock<Option<PathBuf>> = OnceLock::new();
     let build = || {
         let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("fake_nccl");

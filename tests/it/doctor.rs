@@ -34,11 +34,11 @@ fn complete() -> Facts {
         emulator: Ok("in this binary (--device emulator)".to_string()),
         cpu: Cpu { model: "AMD EPYC 9654".to_string(), threads: 16, simd: vec!["AVX2", "AVX-512F"] },
         launch: Ok(LaunchEnvironment {
-            local_world: None,
             starter: Starter::Torchrun,
             rank: 9,
             world: 16,
             local_rank: Some(1),
+            local_world: None,
             master: Some("node0:29500".to_string()),
             restarts: 2,
             reason: "RANK=9 and WORLD_SIZE=16; passed over: SLURM_PROCID=1 and SLURM_NTASKS=2".to_string(),

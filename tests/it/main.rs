@@ -23,6 +23,7 @@ mod optimizer;
 mod options;
 mod packing;
 mod plan;
+mod processes;
 mod ranks;
 mod recipes;
 mod resume;

@@ -221,12 +221,11 @@ fn build() -> String {
     bytes.map_or("unknown".to_string(), |bytes| blake3::hash(&bytes).to_hex()[..16].to_string())
 }
 
-/// Tells the other ranks of an error, or a panic, of this one.
+/// Tells the other ranks of an error, or a panic, of this one. A stop is no error: all ranks agreed on it, and end as if they were done.
 fn with_abort(comm: &Rc<dyn Comm>, work: impl FnOnce() -> Result<()>) -> Result<()> {
     let end = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work))
         .unwrap_or_else(|_| Err(Error::internal("a rank panicked: this is a bug in limo-engine")));
     end.inspect_err(|error| {
-        // All ranks have agreed to stop.
         if error.kind != Kind::Stopped {
             comm.abort(error);
         }
