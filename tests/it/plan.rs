@@ -46,7 +46,7 @@ fn what_is_measured_is_what_was_planned() {
         (1, &["optimizer.gradients=bf16", "memory.recompute=block"]),
         (1, &["memory.mlp_tiles=4", "memory.recompute=mlp"]),
         (1, &[offload]),
-        (2, &["memory.gradient_release=true", "optimizer.clip=0", "train.batch=1"]),
+        (2, &["memory.gradient_release=true", "optimizer.clip=0", "train.batch=4"]),
     ];
     let mut planned = Vec::new();
     for (ranks, settings) in modes {
