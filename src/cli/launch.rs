@@ -23,7 +23,9 @@ impl Ranks {
     /// Under a launcher it decides; else `--ranks`, which defaults to the visible GPUs where `device` is those.
     pub fn detect(ranks: Option<u32>, device: DeviceChoice) -> Result<Ranks> {
         let launch = launch::detect(environment)?;
-        if launch.starter != Starter::Plain && (ranks.is_some() || launch.world > 1) {
+        // A single process has nobody to talk to, unless it is told where: NCCL can be tried with one rank.
+        let meets = launch.world > 1 || environment("NCCL_COMM_ID").is_some();
+        if launch.starter != Starter::Plain && (ranks.is_some() || meets) {
             if let Some(ranks) = ranks {
                 let what = format!("--ranks {ranks}: {} started this process as one of {}", launch.starter, launch.world);
                 return Err(Error::usage(what).help("leave --ranks out: the launcher decides"));

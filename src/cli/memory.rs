@@ -5,6 +5,15 @@ use crate::ops::Ops;
 use crate::tensor::format_bytes;
 use crate::train::Budget;
 
+/// glibc would keep what was freed in up to eight heaps a core, which no plan knows of; the large buffers are not in them anyway.
+pub fn keep_few_arenas() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: a setting of the allocator, made before there are threads.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 2);
+    }
+}
+
 /// What each of the ranks may reserve that share this machine and this device.
 pub fn budget(ops: &dyn Ops, on_machine: usize, on_device: usize) -> Result<Budget> {
     let host = available_host_memory().map_or(usize::MAX, |bytes| bytes / on_machine);

@@ -57,6 +57,7 @@ enum Inspect {
 
 /// Runs the program; errors go to standard error.
 pub fn main() -> ExitCode {
+    memory::keep_few_arenas();
     let Cli { command } = Cli::parse();
     // A panic is a bug of ours: it has printed where; here it becomes exit code 1.
     let result = std::panic::catch_unwind(|| dispatch(command)).unwrap_or_else(|_| {

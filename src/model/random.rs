@@ -1,5 +1,7 @@
 //! Random initial weights from a counter-based generator: element i of a tensor depends on (seed, name, i) alone.
 
+use rayon::prelude::*;
+
 /// SplitMix64's output function (Steele, Lea & Flood 2014): a bijection of 64-bit integers with good avalanche.
 fn mix(mut x: u64) -> u64 {
     x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -27,10 +29,11 @@ pub fn normal(seed: u64, name: &str, std: f32, first: usize, out: &mut [f32]) {
     // An odd first element is the second of its pair.
     let (odd, pairs) = out.split_at_mut((first % 2).min(out.len()));
     odd.iter_mut().for_each(|out| *out = deviates(first as u64 / 2)[1] as f32);
-    for (pair, chunk) in pairs.chunks_mut(2).enumerate() {
+    let chunks = pairs.par_chunks_mut(2).enumerate().with_min_len(1 << 12);
+    chunks.for_each(|(pair, chunk)| {
         let deviates = deviates((first as u64).div_ceil(2) + pair as u64);
         chunk.iter_mut().zip(deviates).for_each(|(out, z)| *out = z as f32);
-    }
+    });
 }
 
 #[cfg(test)]

@@ -15,6 +15,6 @@ pub use engine::{Apply, Engine, Loss, Sizes, State};
 pub use estimate::{Times, Work, times};
 pub use metrics::{EvalRecord, StepRecord};
 pub use plan::{Budget, Candidate, Demand, Plan, RECOMPUTE, most_packed};
-pub use run::{Job, Observer, Outcome, train};
+pub use run::{Job, Observer, Outcome, measure, train};
 pub use run_folder::{Resume, RunFolder, Start};
 pub use schedule::Steps;

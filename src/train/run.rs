@@ -64,28 +64,8 @@ pub fn train(
     observer: &mut dyn Observer,
 ) -> Result<Outcome> {
     let done = checkpoint.map_or(0, |checkpoint| checkpoint.manifest.step);
-    let steps = Steps::new(job.train.examples.len(), &job.config.train, &job.config.optimizer);
-    let saved_run = SavedRun {
-        companions: job.companions,
-        config: RunFolder::config_text(job.config, engine.ops.dtype()),
-        data: digest(job.train),
-    };
-    let checkpoints = folder.checkpoints();
-    let mut run = Run {
-        job,
-        folder,
-        observer,
-        steps,
-        done,
-        saved: checkpoint.filter(|c| c.path.canonicalize().ok() == checkpoints.path(done).canonicalize().ok()).map(|_| done),
-        saved_run,
-        checkpoints,
-        metrics: (engine.comm.rank() == 0).then(|| Metrics::create(&folder.metrics(), done)).transpose()?,
-        evaluation: job.eval.map(|eval| pack_all(&eval.examples, job.config)).transpose()?,
-        order: (None, Vec::new()),
-        algorithms: 0,
-        outcome: Outcome { steps, last: None, seconds: 0.0, tokens: 0 },
-    };
+    let metrics = (engine.comm.rank() == 0).then(|| Metrics::create(&folder.metrics(), done)).transpose()?;
+    let mut run = Run::new(engine, job, folder, checkpoint, metrics, observer)?;
     match run.finish(engine) {
         Err(stopped) if stopped.kind == Kind::Stopped => {
             run.save(engine)?;
@@ -94,13 +74,32 @@ pub fn train(
                 "{} after step {} of {}: saved {}",
                 stopped.message,
                 run.done,
-                steps.total,
+                run.steps.total,
                 path.display()
             ))
             .help("the same command goes on from there"))
         }
         result => result.map(|()| run.outcome),
     }
+}
+
+/// Times `count` steps: of training, but that nothing is evaluated, generated, written or exported.
+pub fn measure(
+    engine: &mut Engine,
+    job: &Job,
+    folder: &RunFolder,
+    count: usize,
+    observer: &mut dyn Observer,
+) -> Result<Vec<StepRecord>> {
+    let mut run = Run::new(engine, job, folder, None, None, observer)?;
+    run.refuse_rounds(engine)?;
+    let mut records = Vec::new();
+    for _ in 0..count.min(run.steps.total) {
+        (job.stop)()?;
+        run.step(engine)?;
+        records.extend(run.outcome.last.clone());
+    }
+    Ok(records)
 }
 
 struct Run<'a> {
@@ -126,10 +125,42 @@ struct Run<'a> {
 }
 
 impl<'a> Run<'a> {
+    fn new(
+        engine: &Engine,
+        job: &'a Job<'a>,
+        folder: &'a RunFolder,
+        checkpoint: Option<&Checkpoint>,
+        metrics: Option<Metrics>,
+        observer: &'a mut dyn Observer,
+    ) -> Result<Run<'a>> {
+        let done = checkpoint.map_or(0, |checkpoint| checkpoint.manifest.step);
+        let steps = Steps::new(job.train.examples.len(), &job.config.train, &job.config.optimizer);
+        let saved_run = SavedRun {
+            companions: job.companions,
+            config: RunFolder::config_text(job.config, engine.ops.dtype()),
+            data: digest(job.train),
+        };
+        let checkpoints = folder.checkpoints();
+        let own = checkpoint.filter(|c| c.path.canonicalize().ok() == checkpoints.path(done).canonicalize().ok());
+        Ok(Run {
+            job,
+            folder,
+            observer,
+            steps,
+            done,
+            saved: own.map(|_| done),
+            saved_run,
+            checkpoints,
+            metrics,
+            evaluation: job.eval.map(|eval| pack_all(&eval.examples, job.config)).transpose()?,
+            order: (None, Vec::new()),
+            algorithms: 0,
+            outcome: Outcome { steps, last: None, seconds: 0.0, tokens: 0 },
+        })
+    }
+
     fn finish(&mut self, engine: &mut Engine) -> Result<()> {
-        if self.job.config.memory.gradient_release {
-            self.require_one_round(engine.comm.world())?;
-        }
+        self.refuse_rounds(engine)?;
         let train = &self.job.config.train;
         if self.done == 0 {
             self.observer.samples(engine, 0)?;
@@ -151,8 +182,12 @@ impl<'a> Run<'a> {
         self.export(engine)
     }
 
-    /// Refuses steps of more micro-batches than ranks, whose gradients would have to be summed before they are applied.
-    fn require_one_round(&mut self, world: usize) -> Result<()> {
+    /// Where gradients are released, refuses steps of more micro-batches than ranks, whose gradients would have to be summed before they are applied.
+    fn refuse_rounds(&mut self, engine: &Engine) -> Result<()> {
+        if !self.job.config.memory.gradient_release {
+            return Ok(());
+        }
+        let world = engine.comm.world();
         let (done, train) = (self.done, &self.job.config.train);
         while self.done < self.steps.total {
             let count = pack(&self.rows(), train.micro_tokens, train.packing)?.len();

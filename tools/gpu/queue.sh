@@ -22,7 +22,7 @@ MINUTES=${MINUTES:-9}
 
 # step:seconds
 STEPS=(start:60 conformance:120 selftest:480 memcheck:480 racecheck:480 initcheck:480 synccheck:480
-    training:300 repeat:240 resume:240 bench:480 cust:60 peers:500)
+    training:300 repeat:240 resume:240 ranks:300 nccl:120 large:540 bench:480 cust:60 peers:500)
 
 start() {
     local libraries
@@ -95,6 +95,51 @@ train() {
         -e 's/"num_attention_heads": [0-9]*/"num_attention_heads": 2/' configs/tiny/config.json >"$STATE/runs/model.json"
     "$LIMO" train configs/tiny.toml "${flags[@]}" -s model.config="$STATE/runs/model.json" -s train.max_steps=10 \
         -s 'samples.file=""' -s samples.n=0 -s output.dir="$STATE/runs/$1" "${@:2}"
+}
+
+# Ranks that share the GPU export what one rank does, whatever is kept where.
+ranks() {
+    local host=(-s optimizer.gradients=bf16 -s 'memory.offload=["weights","gradients","residuals","optimizer","remainder"]')
+    train ranks-1 --device cuda --ranks 1
+    train ranks-2 --device cuda --ranks 2
+    train ranks-4 --device cuda --ranks 4
+    train ranks-1-host --device cuda --ranks 1 "${host[@]}"
+    train ranks-3-host --device cuda --ranks 3 "${host[@]}"
+    local runs="$STATE/runs"
+    cmp "$runs/ranks-1/model/model.safetensors" "$runs/ranks-2/model/model.safetensors"
+    cmp "$runs/ranks-1/model/model.safetensors" "$runs/ranks-4/model/model.safetensors"
+    cmp "$runs/ranks-1-host/model/model.safetensors" "$runs/ranks-3-host/model/model.safetensors"
+    echo "1, 2 and 4 ranks on one GPU export the same bytes; 1 and 3 with host memory do" | tee "$RESULTS/ranks.txt"
+}
+
+# Real NCCL with one rank: it is found, has our ABI, connects, gathers and exchanges with itself.
+nccl() {
+    RANK=0 WORLD_SIZE=1 MASTER_ADDR=localhost MASTER_PORT=29400 NCCL_COMM_ID=localhost:29401 NCCL_DEBUG=WARN \
+        train nccl-1 --device cuda
+    train nccl-0 --device cuda --ranks 1
+    cmp "$STATE/runs/nccl-0/model/model.safetensors" "$STATE/runs/nccl-1/model/model.safetensors"
+    echo "one rank over NCCL exports the bytes of one without" | tee "$RESULTS/nccl.txt"
+}
+
+# Random weights of 7B, 14B and 32B, 16,384 tokens at a time: three steps, the driver's own count of the memory against the plan, and what transfers cost: the same with
+# nothing on the host, where that fits.
+large() { parts large "7b-device 7b-host 14b-host 32b-host"; }
+part_large() {
+    local name=$1 size=${1%-*}
+    local keys=(-s optimizer.state=bf16 -s optimizer.gradients=bf16 -s memory.recompute=mlp)
+    case $name in
+    7b-host) keys+=(-s 'memory.offload=["residuals","gradients"]') ;;
+    14b-host) keys+=(-s optimizer.master=stochastic -s 'memory.offload=["residuals","gradients"]') ;;
+    32b-host)
+        keys=(-s optimizer.state=int8 -s optimizer.master=stochastic -s optimizer.gradients=bf16 -s memory.recompute=block
+            -s memory.mlp_tiles=4 -s 'memory.offload=["gradients","residuals","vocabulary"]')
+        ;;
+    esac
+    python3 tools/gpu/long_rows.py "$STATE/long.jsonl"
+    "$LIMO" train configs/tiny.toml --device cuda --ranks 1 --measure 3 -s model.config=configs/models/qwen2.5-"$size".json \
+        -s "data.train=[\"$STATE/long.jsonl\"]" -s data.max_tokens=16384 -s train.micro_tokens=16384 -s train.batch=4 -s train.max_steps=3 \
+        -s 'samples.file=""' -s samples.n=0 -s output.dir="$STATE/large" "${keys[@]}" | tee "$RESULTS/large-$name.txt"
+    grep -E "measured:|mfu|device memory:" "$RESULTS/large-$name.txt"
 }
 
 bench() { parts bench "ceilings $(tables | grep -v conformance)"; }

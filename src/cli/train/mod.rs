@@ -55,6 +55,9 @@ pub struct TrainArgs {
     /// Check configuration, data and memory, then stop
     #[arg(long)]
     dry_run: bool,
+    /// Time this many steps and the memory that they take, and save nothing: no run folder is read or written
+    #[arg(long, value_name = "STEPS", value_parser = clap::value_parser!(u32).range(1..), conflicts_with_all = ["resume", "overwrite", "dry_run"])]
+    measure: Option<u32>,
 }
 
 /// What all ranks of a process read, and only read.
@@ -68,6 +71,7 @@ struct Inputs {
     companions: Companions,
     signals: Signals,
     dry_run: bool,
+    measure: Option<usize>,
 }
 
 pub fn run(mut args: TrainArgs) -> Result<()> {
@@ -83,12 +87,15 @@ pub fn run(mut args: TrainArgs) -> Result<()> {
         Ranks::Threads(world) => {
             let ops = args.device.ops(args.dtype)?;
             refuse_precision(&config, ops.as_ref())?;
-            let (mut folder, start) = RunFolder::open(&config, ops.dtype(), &resume, args.overwrite)?;
+            let (mut folder, start) = match args.measure {
+                None => RunFolder::open(&config, ops.dtype(), &resume, args.overwrite)?,
+                Some(_) => (RunFolder::of_another_rank(config.output.dir.clone()), Start::Fresh { invalid: Vec::new() }),
+            };
             describe_start(&start, &folder)?;
             if matches!(start, Start::Finished) && !args.dry_run {
                 return Ok(());
             }
-            let inputs = Inputs::read(config, ops.as_ref(), args.dry_run, true)?;
+            let inputs = Inputs::read(&args, config, ops.as_ref(), true)?;
             start.checkpoint().map_or(Ok(()), |checkpoint| checkpoint.require_data(&inputs.data))?;
             match world {
                 1 => rank::run(&inputs, ops, Rc::new(Solo), Neighbours::NONE, &mut folder, &start),
@@ -159,7 +166,7 @@ fn run_process(args: &TrainArgs, resume: &Resume, config: Config, launch: &Launc
     let path = config.output.dir.clone();
     let first = launch.rank == 0;
     // Before anybody waits for it: tokenising may take long. What goes wrong is told when the ranks have met.
-    let inputs = Inputs::read(config, opened.ops.as_ref(), args.dry_run, first);
+    let inputs = Inputs::read(args, config, opened.ops.as_ref(), first);
     let (ops, comm) = connect(launch, opened, meeting_place(&path), args.patience())?;
     with_abort(&comm, || {
         agree(comm.as_ref(), inputs.as_ref().map(|_| ()).map_err(Error::clone))?;
@@ -168,6 +175,9 @@ fn run_process(args: &TrainArgs, resume: &Resume, config: Config, launch: &Launc
         // A job that is started again goes on, whatever it was told at first.
         let (resume, overwrite) = if launch.restarts > 0 { (&Resume::Auto, false) } else { (resume, args.overwrite) };
         let open = || {
+            if args.measure.is_some() {
+                return Ok((RunFolder::of_another_rank(path.clone()), Start::Fresh { invalid: Vec::new() }));
+            }
             let found = RunFolder::open_with(&inputs.config, storage, resume, overwrite, &|file| {
                 comm.note(&format!("verifying {file}"))
             })?;
@@ -177,7 +187,7 @@ fn run_process(args: &TrainArgs, resume: &Resume, config: Config, launch: &Launc
         };
         let found = first.then(open).transpose();
         agree(comm.as_ref(), found.as_ref().map(|_| ()).map_err(Error::clone))?;
-        let (mut folder, start) = found?.unwrap_or_else(|| (RunFolder::of_another_rank(path), Start::Finished));
+        let (mut folder, start) = found?.unwrap_or_else(|| (RunFolder::of_another_rank(path.clone()), Start::Finished));
         let start = start.of_rank_0(comm.as_ref())?;
         if matches!(start, Start::Finished) && !args.dry_run {
             return Ok(());
@@ -240,7 +250,7 @@ impl TrainArgs {
 
 impl Inputs {
     /// `speaks`: says what was found.
-    fn read(config: Config, ops: &dyn Ops, dry_run: bool, speaks: bool) -> Result<Inputs> {
+    fn read(args: &TrainArgs, config: Config, ops: &dyn Ops, speaks: bool) -> Result<Inputs> {
         let source = config.model.config_file()?;
         let architecture = ModelConfig::from_file(&source)?;
         Qwen2::require(ops, &architecture)?;
@@ -263,7 +273,8 @@ impl Inputs {
         if let Some((now, _)) = resident().filter(|_| speaks) {
             say!("baseline: {} of this process in memory before anything is reserved ({now} bytes)", format_bytes(now))?;
         }
-        Ok(Inputs { config, architecture, chat, data, eval, samples, companions, signals, dry_run })
+        let (dry_run, measure) = (args.dry_run, args.measure.map(|steps| steps as usize));
+        Ok(Inputs { config, architecture, chat, data, eval, samples, companions, signals, dry_run, measure })
     }
 }
 

@@ -14,7 +14,7 @@ use crate::model::{Keep, Layout, checkpoint_reader, random_reader};
 use crate::ops::Ops;
 use crate::tensor::{DType, format_bytes};
 use crate::train::{Demand, Engine, EvalRecord, Job, Observer, Outcome, Plan, RunFolder, Start, StepRecord, Steps};
-use crate::train::{RECOMPUTE, most_packed, train};
+use crate::train::{RECOMPUTE, measure, most_packed, train};
 use serde_json::Value;
 use std::path::Path;
 use std::rc::Rc;
@@ -50,10 +50,14 @@ pub fn run(
     if inputs.dry_run {
         return if speaks { say!("dry run: nothing was written") } else { Ok(()) };
     }
+    let free = ops.free_memory()?;
     let mut engine = Engine::new(ops, comm.clone(), architecture, &plan.sizes)?;
     // Dropped before the engine, whose memory waits for all work: that has an end only where the others are there, or the group was given up.
     let mut unfinished = Unfinished(Some(comm.as_ref()));
-    let end = train_rank(inputs, &mut engine, &plan, steps, folder, start);
+    let end = match inputs.measure {
+        None => train_rank(inputs, &mut engine, &plan, steps, folder, start),
+        Some(count) => measure_rank(inputs, &mut engine, &plan, count, free, folder),
+    };
     unfinished.end(end)
 }
 
@@ -76,6 +80,53 @@ impl Drop for Unfinished<'_> {
         if let Some(comm) = self.0 {
             comm.abort(&Error::internal("a panic, which is a bug in limo-engine"));
         }
+    }
+}
+
+/// Times some steps, and says what the system counts of the memory that they took. `free` bytes of the device were free before.
+fn measure_rank(
+    inputs: &Inputs,
+    engine: &mut Engine,
+    plan: &Plan,
+    count: usize,
+    free: Option<usize>,
+    folder: &RunFolder,
+) -> Result<()> {
+    let Inputs { config, architecture, data, companions, .. } = inputs;
+    let comm = engine.comm.clone();
+    agree(comm.as_ref(), load_weights(engine, config, architecture))?;
+    let stop = || agree(comm.as_ref(), inputs.signals.check());
+    let (total, dtype) = (plan.ledgers.total(), engine.ops.dtype());
+    let job = Job { config, train: data, eval: None, companions, dtype, memory: total, stop: &stop };
+    let speaks = comm.rank() == 0;
+    let steps = Steps::new(data.examples.len(), &config.train, &config.optimizer);
+    let mut reporter = Reporter { progress: speaks.then(|| Progress::new(steps)), sampler: None };
+    let records = measure(engine, &job, folder, count, &mut reporter)?;
+    let Some(progress) = &reporter.progress else { return Ok(()) };
+    progress.finish();
+    // The first step also chooses algorithms and loads code.
+    let warm = &records[records.len().min(2) - 1..];
+    let (tokens, seconds) = warm.iter().fold((0, 0.0), |sum, record| (sum.0 + record.tokens, sum.1 + record.seconds));
+    say!(
+        "measured: {:.1} tokens/s over {} steps after the first, {:.3} s a step",
+        tokens as f64 / seconds,
+        warm.len(),
+        seconds / warm.len() as f64
+    )?;
+    if let Some(mfu) = warm.last().and_then(|record| record.mfu) {
+        say!("mfu: {mfu:.3} of the device's peak")?;
+    }
+    if let (Some(before), Some(after)) = (free, engine.ops.free_memory()?) {
+        let (taken, planned) = (before.saturating_sub(after), plan.ledgers.device.total());
+        say!(
+            "device memory: {} taken ({taken} bytes), {} planned ({planned} bytes)",
+            format_bytes(taken),
+            format_bytes(planned)
+        )?;
+    }
+    match resident() {
+        Some((_, most)) => say!("peak: {} of this process in memory ({most} bytes)", format_bytes(most)),
+        None => Ok(()),
     }
 }
 
