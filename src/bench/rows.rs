@@ -84,7 +84,7 @@ type Elementwise = fn(&dyn Launcher, &mut [Tensor; 2]) -> Result<()>;
 pub fn elementwise_ladders() -> Vec<Ladder> {
     type Pair = fn(&[usize]) -> [Operand; 2];
     // How often `out` passes: written, or read and written.
-    let ops: [(&str, &str, usize, Pair, Elementwise); 7] = [
+    let ops: [(&str, &str, usize, Pair, Elementwise); 8] = [
         (
             "fill",
             "16-byte stores",
@@ -98,6 +98,13 @@ pub fn elementwise_ladders() -> Vec<Ladder> {
             2,
             |n| [normal(F32, n), normal(F32, n)],
             |launcher, [x, out]| elementwise::add(launcher, x.view(), out.view_mut()),
+        ),
+        (
+            "accumulate f32 in f32",
+            "the same through the op that sums gradients",
+            2,
+            |n| [normal(F32, n), normal(F32, n)],
+            accumulate,
         ),
         (
             "accumulate f32 in bf16",

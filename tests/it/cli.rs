@@ -81,6 +81,7 @@ fn mistakes_in_usage_exit_with_2() {
     let cases: &[(&[&str], &[&str])] = &[
         (&["-s", "train.bach=3"], &["-s train.bach=3", "train.batch"]),
         (&["-s", "train.batch=zero"], &["train.batch"]),
+        (&["-s", "memory.offload=[\"remainder\"]"], &["memory.offload", "--dtype bf16"]),
         (
             &["-s", "memory.gradient_release=true", "-s", "optimizer.clip=0", "-s", "train.packing=false"],
             &["memory.gradient_release", "step 1", "micro-batches"],

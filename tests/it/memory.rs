@@ -4,7 +4,7 @@ use crate::engine::emulated;
 use limo_engine::config::{Config, GradientDtype, MasterWeights, ModelConfig, Normalize, Offload, StateDtype};
 use limo_engine::data::{Example, MicroBatch, pack};
 use limo_engine::device::emulator::Emulator;
-use limo_engine::model::{Keep, random_reader};
+use limo_engine::model::{Block, Keep, Role, WeightSource, random_reader};
 use limo_engine::ops::Ops;
 use limo_engine::ops::cpu::{Cpu, CpuBf16};
 use limo_engine::ops::cuda::Cuda;
@@ -217,4 +217,26 @@ fn a_device_overlaps_copies_without_changing_bits() {
     let one = || Mode { clip: 0.0, micro_batches: 1, ..Mode::plain() };
     let kept = run(device(0), steps, &one());
     assert!(run(device(7), steps, &Mode { policy, ..one() }) == kept, "released");
+}
+
+/// Slots hold two layers: a third one waits until a guard is gone, and nobody waits for that in silence.
+#[test]
+fn a_block_in_use_is_not_overwritten() {
+    let policy = Mode::offloading(&[Offload::Weights]).policy;
+    let sizes = Sizes { policy, ..Sizes::new(40, 64, Keep::Stream) };
+    let mut engine = Engine::solo(Box::new(Cpu), &model(false), &sizes).unwrap();
+    engine.state.weights.load(&Cpu, &mut *random_reader(3, 0.1)).unwrap();
+    let weights = &engine.state.weights;
+    let (first, third) = (Block::Layer(0), Block::Layer(2));
+    let guard = weights.acquire(&Cpu, first).unwrap();
+    let bias = guard.get(Role::AttentionNorm).f32().to_vec();
+    let refused = [weights.prefetch(&Cpu, third), weights.acquire(&Cpu, third).map(|_| ()), weights.change(1)];
+    for error in refused.map(|refused| refused.unwrap_err()) {
+        assert!(error.message.contains("layers.0") && error.message.contains("in use"), "{error}");
+    }
+    assert_eq!(guard.get(Role::AttentionNorm).f32(), bias);
+    weights.prefetch(&Cpu, Block::Layer(1)).unwrap();
+    drop(guard);
+    weights.acquire(&Cpu, third).unwrap();
+    weights.change(1).unwrap();
 }
