@@ -22,12 +22,12 @@ fn every_configuration_is_valid_and_a_recipe_we_know() {
             found += 1;
         }
     }
-    assert_eq!(found, 1 + LIMO.len());
+    assert_eq!(found, 2 + LIMO.len());
 }
 
 #[test]
 fn limos_recipe_is_the_published_one() {
-    for name in LIMO {
+    for name in LIMO.into_iter().chain(["limo-32b-one-h200"]) {
         let Config { data, train, optimizer, .. } = load(name);
         assert_eq!(data.system.as_deref(), Some(SYSTEM), "{name}");
         assert_eq!((data.max_tokens, data.overlong, data.shuffle), (16384, Overlong::Error, true));

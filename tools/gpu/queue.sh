@@ -22,7 +22,7 @@ MINUTES=${MINUTES:-9}
 
 # step:seconds
 STEPS=(start:60 conformance:120 selftest:480 memcheck:480 racecheck:480 initcheck:480 synccheck:480
-    training:300 repeat:240 resume:240 ranks:300 nccl:120 large:540 bench:480 cust:60 peers:500)
+    training:300 repeat:240 resume:240 ranks:300 nccl:120 large:530 bench:480 cust:60 peers:500)
 
 start() {
     local libraries
