@@ -18,12 +18,12 @@ fn config(folder: &Path) -> String {
     let model = r#"{"model_type": "qwen2", "hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 8, "num_attention_heads": 16,
         "num_key_value_heads": 4, "vocab_size": 8192, "tie_word_embeddings": false}"#;
     std::fs::write(folder.join("model.json"), model).unwrap();
-    let row = |i: usize| format!("{{\"question\": \"{i}?\", \"solution\": \"{}\"}}\n", "So it is. ".repeat(40 + i));
+    let row = |i: usize| format!("{{\"question\": \"{i}?\", \"solution\": \"{}\"}}\n", "So it is. ".repeat(10 + i));
     std::fs::write(folder.join("rows.jsonl"), (0..8).map(row).collect::<String>()).unwrap();
     let file = folder.join("config.toml");
     let text = format!(
         "model = {{ config = \"{0}/model.json\", tokenizer = \"configs/tiny\" }}\ndata = {{ train = [\"{0}/rows.jsonl\"] }}\n\
-         train = {{ batch = 8, micro_tokens = 512, max_steps = 1 }}\noutput = {{ dir = \"{0}/run\" }}\n",
+         train = {{ batch = 8, micro_tokens = 256, max_steps = 1 }}\noutput = {{ dir = \"{0}/run\" }}\n",
         folder.display()
     );
     std::fs::write(&file, text).unwrap();
