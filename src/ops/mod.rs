@@ -93,6 +93,10 @@ pub trait Ops: Send {
     fn attention(&self, op: Attention) -> Result<()>;
     fn attention_backward(&self, op: AttentionBackward) -> Result<()>;
     fn cached_attention(&self, op: CachedAttention) -> Result<()>;
+    fn paged_rope(&self, op: PagedRope) -> Result<()>;
+    fn paged_attention(&self, op: PagedAttention) -> Result<()>;
+    fn draw_tokens(&self, op: DrawTokens) -> Result<()>;
+    fn feed_tokens(&self, op: FeedTokens) -> Result<()>;
     fn swiglu(&self, op: SwiGlu) -> Result<()>;
     fn swiglu_backward(&self, op: SwiGluBackward) -> Result<()>;
     fn classifier(&self, op: Classifier) -> Result<()>;

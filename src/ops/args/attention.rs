@@ -44,7 +44,7 @@ pub struct Attention<'a> {
 }
 
 /// Every query head has its key/value head.
-fn check_heads(op: &str, heads: HeadLayout) -> Result<()> {
+pub(super) fn check_heads(op: &str, heads: HeadLayout) -> Result<()> {
     let HeadLayout { query, kv, dim } = heads;
     expect(op, kv > 0 && dim > 0 && query > 0 && query % kv == 0, || {
         format!("{query} query heads of {dim} do not share {kv} key/value heads evenly")

@@ -12,8 +12,10 @@ mod classifier;
 mod embedding;
 mod gemm;
 mod optimizer;
+mod paged;
 mod rms_norm;
 mod rope;
+mod sampling;
 mod swiglu;
 
 pub use attention::{Attention, AttentionBackward, CacheUse, CachedAttention, HeadLayout};
@@ -21,8 +23,10 @@ pub use classifier::{Classifier, ClassifierGradients, IGNORE};
 pub use embedding::{Embedding, EmbeddingBackward};
 pub use gemm::{BiasBackward, Gemm, GemmDesc, Operand};
 pub use optimizer::{Accumulate, AdamW, AdamWFactors, Master, Moment, SQUARE_SUMS_CHUNK, SquareSums};
+pub use paged::{PAGE, PagedAttention, PagedQueries, PagedRope};
 pub use rms_norm::{Residual, RmsNorm, RmsNormBackward};
 pub use rope::Rope;
+pub use sampling::{DrawTokens, FeedTokens, Narrowing};
 pub use swiglu::{SwiGlu, SwiGluBackward};
 
 use crate::error::{Error, Result};

@@ -8,9 +8,11 @@ mod gemm;
 mod math;
 mod moments;
 mod optimizer;
+mod paged;
 mod rms_norm;
 mod rope;
 pub mod rounded;
+mod sampling;
 mod swiglu;
 
 pub use rounded::CpuBf16;
@@ -108,6 +110,18 @@ impl Ops for Cpu {
     }
     fn cached_attention(&self, op: CachedAttention) -> Result<()> {
         attention::cached(op)
+    }
+    fn paged_rope(&self, op: PagedRope) -> Result<()> {
+        paged::rope(op)
+    }
+    fn paged_attention(&self, op: PagedAttention) -> Result<()> {
+        paged::attention(op)
+    }
+    fn draw_tokens(&self, op: DrawTokens) -> Result<()> {
+        sampling::draw(op)
+    }
+    fn feed_tokens(&self, op: FeedTokens) -> Result<()> {
+        sampling::feed(op)
     }
     fn swiglu(&self, op: SwiGlu) -> Result<()> {
         swiglu::forward(op)

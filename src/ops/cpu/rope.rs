@@ -16,15 +16,21 @@ pub fn rope(op: Rope) -> Result<()> {
         let at = position as usize * half;
         let (cos, sin) = (&cos[at..at + half], &sin[at..at + half]);
         vectorised(|| {
-            for head in row.chunks_exact_mut(heads.dim).take(heads.query + heads.kv) {
-                let (low, high) = head.split_at_mut(half);
-                for i in 0..half {
-                    let (x, y, c, s) = (low[i], high[i], cos[i], sign * sin[i]);
-                    low[i] = x * c - y * s;
-                    high[i] = y * c + x * s;
-                }
-            }
+            row.chunks_exact_mut(heads.dim).take(heads.query + heads.kv).for_each(|head| rotate(head, cos, sin, sign));
         });
     });
     Ok(())
+}
+
+/// Turns one head, [H], by the angles of its position, [H/2] each; `sign` −1 turns back.
+#[inline(always)]
+pub fn rotate(head: &mut [f32], cos: &[f32], sin: &[f32], sign: f32) {
+    let half = head.len() / 2;
+    let (low, high) = head.split_at_mut(half);
+    let (cos, sin) = (&cos[..half], &sin[..half]);
+    for i in 0..half {
+        let (x, y, c, s) = (low[i], high[i], cos[i], sign * sin[i]);
+        low[i] = x * c - y * s;
+        high[i] = y * c + x * s;
+    }
 }

@@ -3,7 +3,7 @@
 //! checked against, so it is written to be read, not to be fast.
 
 use super::Cpu;
-use super::{classifier, embedding, optimizer};
+use super::{classifier, embedding, optimizer, paged};
 use crate::error::Result;
 use crate::ops::*;
 use crate::tensor::{Allocator, DType, Tensor, View, ViewMut};
@@ -16,7 +16,7 @@ pub struct CpuBf16;
 const MIN_LEN: usize = 1 << 14;
 
 /// An f32 copy of a bf16 operand.
-fn widened(x: View) -> Tensor {
+pub(super) fn widened(x: View) -> Tensor {
     let mut wide = Tensor::host(DType::F32, x.shape());
     wide.view_mut().f32().par_iter_mut().zip(x.bf16()).with_min_len(MIN_LEN).for_each(|(wide, x)| *wide = x.to_f32());
     wide
@@ -207,6 +207,19 @@ impl Ops for CpuBf16 {
                 })
             })
         })
+    }
+
+    fn paged_rope(&self, op: PagedRope) -> Result<()> {
+        paged::rope(op)
+    }
+    fn paged_attention(&self, op: PagedAttention) -> Result<()> {
+        paged::attention(op)
+    }
+    fn draw_tokens(&self, op: DrawTokens) -> Result<()> {
+        Cpu.draw_tokens(op)
+    }
+    fn feed_tokens(&self, op: FeedTokens) -> Result<()> {
+        Cpu.feed_tokens(op)
     }
 
     fn swiglu(&self, op: SwiGlu) -> Result<()> {

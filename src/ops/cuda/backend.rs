@@ -231,6 +231,22 @@ impl Ops for Cuda {
     fn cached_attention(&self, op: CachedAttention) -> Result<()> {
         named("cached_attention", *op.qkv.shape(), || cached_attention::cached_attention(self.launcher(), op))
     }
+    fn paged_rope(&self, op: PagedRope) -> Result<()> {
+        op.check()?;
+        Err(Error::internal("paged_rope"))
+    }
+    fn paged_attention(&self, op: PagedAttention) -> Result<()> {
+        op.check()?;
+        Err(Error::internal("paged_attention"))
+    }
+    fn draw_tokens(&self, op: DrawTokens) -> Result<()> {
+        op.check()?;
+        Err(Error::internal("draw_tokens"))
+    }
+    fn feed_tokens(&self, op: FeedTokens) -> Result<()> {
+        op.check()?;
+        Err(Error::internal("feed_tokens"))
+    }
     fn swiglu(&self, op: SwiGlu) -> Result<()> {
         let run = |op| swiglu::swiglu(self.launcher(), shipped(&swiglu::FORWARD), op);
         named("swiglu", *op.out.shape(), || run(op))
