@@ -27,6 +27,10 @@ pub trait Ops: Send {
     fn token_multiple(&self) -> usize {
         1
     }
+    /// From this many rows on, a row of a product with at least `columns` columns does not depend on how many rows are beside it.
+    fn steady_rows(&self, _columns: usize) -> usize {
+        1
+    }
     /// Refuses, as a usage error, heads and widths of matrices that the backend has no code for.
     fn require(&self, _heads: HeadLayout, _widths: &[(&str, usize)]) -> Result<()> {
         Ok(())

@@ -32,6 +32,9 @@ impl Ops for Cpu {
     fn dtype(&self) -> DType {
         DType::F32
     }
+    fn steady_rows(&self, columns: usize) -> usize {
+        gemm::steady_rows(columns)
+    }
     fn allocator(&self) -> &dyn Allocator {
         &HostAllocator
     }

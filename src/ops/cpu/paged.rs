@@ -1,7 +1,7 @@
-//! RoPE into a paged cache, and attention over it. Every product has the same inner extents whatever the batch, and at least two rows: the gemm crate then gives
-//! a row the same bits whichever rows are beside it.
+//! RoPE into a paged cache, and attention over it. Every product has the same inner extents whatever the batch, and as many rows as
+//! [`steady_rows`] asks for, so that a row does not depend on those beside it.
 
-use super::gemm::{Matrix, MatrixMut, product};
+use super::gemm::{Matrix, MatrixMut, product, steady_rows};
 use super::math::{Shared, exp, larger, max_of, sum_of, vectorised};
 use super::rope::rotate;
 use super::rounded::{updated, widened};
@@ -136,7 +136,7 @@ fn attend(tasks: Vec<Task>, heads: HeadLayout, qkv: &[f32], (cache, layer): (Vie
         let rows = tokens.len() * group;
         // Row r is query head r % group of token r / group.
         let place = |row: usize, heads: usize| ((tokens.start + row / group) * heads + head * group + row % group) * dim;
-        let padded = rows.max(2);
+        let padded = rows.max(steady_rows(PAGE));
         let mut queries = vec![0.0f32; padded * dim];
         for (row, to) in queries.chunks_exact_mut(dim).take(rows).enumerate() {
             to.copy_from_slice(&qkv[place(row, fused)..][..dim]);

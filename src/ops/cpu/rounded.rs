@@ -61,6 +61,9 @@ impl Ops for CpuBf16 {
     fn dtype(&self) -> DType {
         DType::Bf16
     }
+    fn steady_rows(&self, columns: usize) -> usize {
+        Cpu.steady_rows(columns)
+    }
     fn allocator(&self) -> &dyn Allocator {
         Cpu.allocator()
     }

@@ -127,6 +127,12 @@ impl Ops for Cuda {
     fn free_memory(&self) -> Result<Option<usize>> {
         self.launcher().free_memory()
     }
+    fn steady_rows(&self, columns: usize) -> usize {
+        match &self.device {
+            Device::Emulated(_) => cpu::CpuBf16.steady_rows(columns),
+            Device::Gpu { .. } | Device::Beside(_) => 1,
+        }
+    }
     fn peak_flops(&self) -> Option<f64> {
         match &self.device {
             Device::Gpu { driver, .. } => peak_bf16_flops(&driver.info().name),
