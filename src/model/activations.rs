@@ -5,7 +5,7 @@ use super::per_layer::{AttentionStash, MlpStash, PerLayer, Stream};
 use crate::config::ModelConfig;
 use crate::error::Result;
 use crate::ops::{AttentionBackward, BiasBackward, Ops, RmsNormBackward};
-use crate::tensor::{Arena, Arenas, DType, Tensor};
+use crate::tensor::{Arenas, DType, Tensor};
 use std::ops::Range;
 
 /// What a forward pass keeps for the backward pass. All three give the same bits.
@@ -27,6 +27,8 @@ pub struct Extent {
     /// The most tokens of a micro-batch.
     pub tokens: usize,
     pub keep: Keep,
+    /// Whether losses or logits will be asked for.
+    pub classifier: bool,
     /// Parts that the tokens go through the feed-forward block in.
     pub mlp_tiles: usize,
     /// What is kept of the residual stream lives in host memory.
@@ -36,9 +38,9 @@ pub struct Extent {
 }
 
 impl Extent {
-    /// In one tile, all on the device.
+    /// With the classifier, in one tile, all on the device.
     pub fn new(tokens: usize, keep: Keep) -> Extent {
-        Extent { tokens, keep, mlp_tiles: 1, offload_residuals: false, offload_activations: false }
+        Extent { tokens, keep, classifier: true, mlp_tiles: 1, offload_residuals: false, offload_activations: false }
     }
 
     /// Tokens of a tile: vectors of 16 bytes begin where tiles do.
@@ -58,10 +60,6 @@ pub struct Inputs {
     pub positions: Tensor,
     /// [T + 1] i32; S + 1 are used.
     pub cu_seqlens: Tensor,
-    /// [T] i32; S are used: the cache slot of each sequence.
-    pub slots: Tensor,
-    /// [T] i32; S are used: tokens that each sequence's slot holds.
-    pub cached: Tensor,
     /// [T] i32
     pub targets: Tensor,
     /// [T] f32
@@ -153,12 +151,10 @@ impl Activations {
             order: cut("inputs.order", DType::I32, &[t])?,
             positions: cut("inputs.positions", DType::I32, &[t])?,
             cu_seqlens: cut("inputs.cu_seqlens", DType::I32, &[t + 1])?,
-            slots: cut("inputs.slots", DType::I32, &[t])?,
-            cached: cut("inputs.cached", DType::I32, &[t])?,
             targets: cut("inputs.targets", DType::I32, &[t])?,
             scales: cut("inputs.scales", DType::F32, &[t])?,
         };
-        let rows = classifier_rows(storage, v, t);
+        let rows = if extent.classifier { classifier_rows(storage, v, t) } else { 0 };
         let partials = (RmsNormBackward::PARTIALS * d).max(BiasBackward::PARTIALS * fused * heads.dim);
         let backward = match keep {
             Keep::Nothing => None,
@@ -186,7 +182,7 @@ impl Activations {
             hidden_rstd: cut("activations.hidden_rstd", DType::F32, &[t])?,
             logits: cut("classifier.logits", storage, &[rows, v])?,
             gathered: cut("classifier.gathered", storage, &[rows, d])?,
-            losses: cut("classifier.losses", DType::F32, &[t])?,
+            losses: cut("classifier.losses", DType::F32, &[if extent.classifier { t } else { 0 }])?,
             backward,
         })
     }
@@ -212,25 +208,6 @@ impl Activations {
         self.stream.await_layer(ops, layer)?;
         self.attention.await_layer(ops, layer)?;
         self.mlp.await_layer(ops, layer)
-    }
-}
-
-/// Keys and values of a batch of sequences: a slot each, of `capacity` tokens.
-pub struct KvCache {
-    /// [slots, capacity, K, H] a layer
-    pub keys: Vec<Tensor>,
-    /// [slots, capacity, K, H] a layer
-    pub values: Vec<Tensor>,
-}
-
-impl KvCache {
-    pub fn new(arena: &mut Arena, config: &ModelConfig, storage: DType, slots: usize, capacity: usize) -> Result<Self> {
-        let heads = heads(config);
-        let mut cut = |what: &str| -> Result<Vec<Tensor>> {
-            let shape = [slots, capacity, heads.kv, heads.dim];
-            (0..config.num_hidden_layers).map(|i| arena.tensor(&format!("cache.{what}.{i}"), storage, &shape)).collect()
-        };
-        Ok(KvCache { keys: cut("keys")?, values: cut("values")? })
     }
 }
 

@@ -54,7 +54,8 @@ impl Qwen2 {
             }
             let kept = activations.mlp.holds(layer) && activations.mlp.of(layer).whole();
             if !activations.attention.holds(layer) {
-                self.attention_part(ops, &block, activations, layer, batch, Entry::Stream, &mut AttentionMode::Train)?;
+                let mode = &mut AttentionMode::Train { cu_seqlens: batch.cu_seqlens };
+                self.attention_part(ops, &block, activations, layer, t, Entry::Stream, mode)?;
                 self.mlp_norm(ops, &block, activations, layer, t, Entry::AddDelta)?;
             } else if !activations.mlp.holds(layer) {
                 self.mlp_norm(ops, &block, activations, layer, t, Entry::Stream)?;
@@ -163,7 +164,7 @@ impl Qwen2 {
     ) -> Result<()> {
         for tile in activations.tiles(t) {
             if !kept {
-                self.mlp_tile(ops, block, activations, layer, tile.clone())?;
+                self.mlp_tile(ops, block, activations, layer, tile.clone(), None)?;
             }
             let Activations { mlp, backward, .. } = activations;
             let (scratch, stash, n) = (scratch(backward)?, mlp.of(layer), tile.len());

@@ -1,13 +1,13 @@
 //! The forward pass: one layer loop for training, evaluation and sampling. What differs is the attention mode.
 
-use super::activations::{Activations, KvCache};
+use super::activations::Activations;
 use super::layout::{Block, Layout, Role, heads};
 use super::per_layer::{AttentionStash, Stream};
 use super::weights::{BlockWeights, WeightSource, download_f32};
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
 use crate::ops::*;
-use crate::tensor::{Arena, DType, Tensor};
+use crate::tensor::{Arena, DType, Tensor, View, ViewMut};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -34,18 +34,43 @@ pub struct Packed<'a> {
     pub cu_seqlens: &'a [i32],
 }
 
-/// What a token attends to besides its own sequence in the micro-batch.
-pub enum AttentionMode<'a> {
-    /// Nothing: whole sequences, trained or evaluated.
-    Train,
-    /// The sequence's cached keys and values, which the new tokens join.
-    Cached {
-        cache: &'a mut KvCache,
-        /// [S] the slot of each sequence
-        slots: &'a [i32],
-        /// [S] tokens that its slot holds
-        cached: &'a [i32],
-    },
+/// What the tokens of a forward pass attend to.
+pub(super) enum AttentionMode<'a> {
+    /// Their own sequences, which are whole and begin at these tokens: [S + 1].
+    Train { cu_seqlens: &'a [i32] },
+    /// What a cache holds of their sequences, which they join.
+    Paged(PagedStep<'a>),
+}
+
+/// New tokens of sequences in a paged cache. All views are of the device.
+pub struct PagedStep<'a> {
+    /// [T] i32
+    pub tokens: View<'a>,
+    /// [T] i32
+    pub positions: View<'a>,
+    /// [T] i32: where each token is cached, see [`PagedRope`].
+    pub rows: View<'a>,
+    pub queries: PagedQueries<'a>,
+    /// [S, W] i32
+    pub pages: View<'a>,
+    /// [S] i32
+    pub lengths: View<'a>,
+    /// [N, L, 2, K · PAGE · H]
+    pub cache: ViewMut<'a>,
+    /// See [`PagedAttention`].
+    pub scratch: ViewMut<'a>,
+    /// See [`Gemm::algorithm_rows`].
+    pub algorithm_rows: usize,
+}
+
+impl AttentionMode<'_> {
+    /// See [`Gemm::algorithm_rows`].
+    fn algorithm_rows(&self) -> Option<usize> {
+        match self {
+            AttentionMode::Train { .. } => None,
+            AttentionMode::Paged(step) => Some(step.algorithm_rows),
+        }
+    }
 }
 
 impl Qwen2 {
@@ -86,21 +111,42 @@ impl Qwen2 {
         weights: &dyn WeightSource,
         activations: &mut Activations,
         batch: Packed,
-        mut mode: AttentionMode,
     ) -> Result<()> {
         self.check(batch, activations.capacity)?;
-        let _range = ops.range("forward");
         let t = batch.tokens.len();
-        let layers = self.config.num_hidden_layers;
         let inputs = &mut activations.inputs;
         ops.upload(bytemuck::cast_slice(batch.tokens), inputs.tokens.rows_mut(t))?;
         ops.upload(bytemuck::cast_slice(batch.positions), inputs.positions.rows_mut(t))?;
         ops.upload(bytemuck::cast_slice(batch.cu_seqlens), inputs.cu_seqlens.rows_mut(batch.cu_seqlens.len()))?;
-        if let AttentionMode::Cached { slots, cached, .. } = &mode {
-            ops.upload(bytemuck::cast_slice(slots), inputs.slots.rows_mut(slots.len()))?;
-            ops.upload(bytemuck::cast_slice(cached), inputs.cached.rows_mut(cached.len()))?;
-        }
+        self.run(ops, weights, activations, t, AttentionMode::Train { cu_seqlens: batch.cu_seqlens })
+    }
 
+    /// The same for new tokens of sequences in a cache: token ids and positions must lie within vocabulary and tables.
+    pub fn forward_paged(
+        &self,
+        ops: &dyn Ops,
+        weights: &dyn WeightSource,
+        activations: &mut Activations,
+        step: PagedStep,
+    ) -> Result<()> {
+        let t = step.tokens.elements();
+        if !(1..=activations.capacity).contains(&t) {
+            return Err(Error::internal(format!("a step of {t} tokens does not fit buffers for {}", activations.capacity)));
+        }
+        self.run(ops, weights, activations, t, AttentionMode::Paged(step))
+    }
+
+    /// The layer loop.
+    fn run(
+        &self,
+        ops: &dyn Ops,
+        weights: &dyn WeightSource,
+        activations: &mut Activations,
+        t: usize,
+        mut mode: AttentionMode,
+    ) -> Result<()> {
+        let _range = ops.range("forward");
+        let layers = self.config.num_hidden_layers;
         weights.prefetch(ops, Block::Embedding)?;
         {
             let embedding = weights.acquire(ops, Block::Embedding)?;
@@ -108,7 +154,10 @@ impl Qwen2 {
             activations.stream.begin(ops, 0)?;
             ops.embedding(Embedding {
                 table: embedding.get(Role::Embedding),
-                ids: activations.inputs.tokens.rows(t),
+                ids: match &mode {
+                    AttentionMode::Train { .. } => activations.inputs.tokens.rows(t),
+                    AttentionMode::Paged(step) => step.tokens,
+                },
                 out: activations.stream.of_mut(0).0.rows_mut(t),
             })?;
         }
@@ -117,13 +166,13 @@ impl Qwen2 {
             let block = weights.acquire(ops, Block::Layer(layer))?;
             self.prefetch_after(ops, weights, layer)?;
             let entry = if layer == 0 { Entry::Stream } else { Entry::AddDelta };
-            self.attention_part(ops, &block, activations, layer, batch, entry, &mut mode)?;
+            self.attention_part(ops, &block, activations, layer, t, entry, &mut mode)?;
             self.mlp_norm(ops, &block, activations, layer, t, Entry::AddDelta)?;
             for tile in activations.tiles(t) {
-                self.mlp_tile(ops, &block, activations, layer, tile.clone())?;
+                self.mlp_tile(ops, &block, activations, layer, tile.clone(), mode.algorithm_rows())?;
                 let stash = activations.mlp.of(layer);
                 let (act, delta) = (stash.act.view().rows(stash.rows(&tile)), activations.delta.view_mut().into_rows(tile));
-                ops.gemm(Gemm::linear(act, block.get(Role::DownWeight), None, delta))?;
+                ops.gemm(Gemm::linear(act, block.get(Role::DownWeight), None, delta).chosen_for(mode.algorithm_rows()))?;
             }
             let capacity = activations.capacity;
             activations.stream.finish(ops, layer, t, capacity)?;
@@ -178,11 +227,10 @@ impl Qwen2 {
         block: &BlockWeights,
         activations: &mut Activations,
         layer: usize,
-        batch: Packed,
+        t: usize,
         entry: Entry,
         mode: &mut AttentionMode,
     ) -> Result<()> {
-        let t = batch.tokens.len();
         let heads = self.heads;
         let Activations { inputs, stream, attention, delta, .. } = activations;
         let eps = self.config.rms_norm_eps as f32;
@@ -206,38 +254,46 @@ impl Qwen2 {
         let stash = attention.of_mut(layer);
         let width = heads.fused() * heads.dim;
         let qkv = stash.qkv.rows_mut(t).into_shape(&[t, width]);
-        ops.gemm(Gemm::linear(stash.norm.rows(t), block.get(Role::QkvWeight), Some(block.get(Role::QkvBias)), qkv))?;
-        ops.rope(Rope {
-            qkv: stash.qkv.rows_mut(t),
-            heads,
-            positions: inputs.positions.rows(t),
-            cos: self.cos.view(),
-            sin: self.sin.view(),
-            inverse: false,
-        })?;
+        let product = Gemm::linear(stash.norm.rows(t), block.get(Role::QkvWeight), Some(block.get(Role::QkvBias)), qkv);
+        ops.gemm(product.chosen_for(mode.algorithm_rows()))?;
+        let (cos, sin) = (self.cos.view(), self.sin.view());
         match mode {
-            AttentionMode::Train => ops.attention(Attention {
-                qkv: stash.qkv.rows(t),
-                heads,
-                cu_seqlens: inputs.cu_seqlens.rows(batch.cu_seqlens.len()),
-                cu_seqlens_host: batch.cu_seqlens,
-                out: stash.out.rows_mut(t),
-                lse: stash.lse.rows_mut(heads.query * t).into_shape(&[heads.query, t]),
-            })?,
-            AttentionMode::Cached { cache, slots, cached } => ops.cached_attention(CachedAttention {
-                qkv: stash.qkv.rows(t),
-                heads,
-                cu_seqlens: inputs.cu_seqlens.rows(batch.cu_seqlens.len()),
-                slots: inputs.slots.rows(slots.len()),
-                cached: inputs.cached.rows(cached.len()),
-                host: CacheUse { cu_seqlens: batch.cu_seqlens, slots, cached },
-                keys: cache.keys[layer].view_mut(),
-                values: cache.values[layer].view_mut(),
-                out: stash.out.rows_mut(t),
-            })?,
+            AttentionMode::Train { cu_seqlens } => {
+                let (qkv, positions) = (stash.qkv.rows_mut(t), inputs.positions.rows(t));
+                ops.rope(Rope { qkv, heads, positions, cos, sin, inverse: false })?;
+                ops.attention(Attention {
+                    qkv: stash.qkv.rows(t),
+                    heads,
+                    cu_seqlens: inputs.cu_seqlens.rows(cu_seqlens.len()),
+                    cu_seqlens_host: cu_seqlens,
+                    out: stash.out.rows_mut(t),
+                    lse: stash.lse.rows_mut(heads.query * t).into_shape(&[heads.query, t]),
+                })?;
+            }
+            AttentionMode::Paged(step) => {
+                let (qkv, positions, rows, cache) = (stash.qkv.rows_mut(t), step.positions, step.rows, step.cache.reborrow());
+                ops.paged_rope(PagedRope { qkv, heads, positions, rows, cos, sin, cache, layer })?;
+                // Tokens behind the last sequence pad the products.
+                let asking = match step.queries {
+                    PagedQueries::Last => t,
+                    PagedQueries::Chunks { cu_seqlens_host, .. } => cu_seqlens_host.last().map_or(0, |&end| end as usize),
+                };
+                ops.paged_attention(PagedAttention {
+                    qkv: stash.qkv.rows(asking),
+                    heads,
+                    queries: step.queries,
+                    cache: step.cache.as_view(),
+                    layer,
+                    pages: step.pages,
+                    lengths: step.lengths,
+                    scratch: step.scratch.reborrow(),
+                    out: stash.out.rows_mut(asking),
+                })?;
+            }
         }
         let out = stash.out.rows(t).reshape(&[t, heads.query * heads.dim]);
-        ops.gemm(Gemm::linear(out, block.get(Role::OutputWeight), None, delta.rows_mut(t)))
+        let product = Gemm::linear(out, block.get(Role::OutputWeight), None, delta.rows_mut(t));
+        ops.gemm(product.chosen_for(mode.algorithm_rows()))
     }
 
     /// The second norm of one layer.
@@ -272,11 +328,13 @@ impl Qwen2 {
         activations: &mut Activations,
         layer: usize,
         tile: Range<usize>,
+        algorithm_rows: Option<usize>,
     ) -> Result<()> {
         let stash = activations.mlp.of_mut(layer);
         let rows = stash.rows(&tile);
         let gate_up = stash.gate_up.view_mut().into_rows(rows.clone());
-        ops.gemm(Gemm::linear(stash.norm.view().rows(tile), block.get(Role::GateUpWeight), None, gate_up))?;
+        let product = Gemm::linear(stash.norm.view().rows(tile), block.get(Role::GateUpWeight), None, gate_up);
+        ops.gemm(product.chosen_for(algorithm_rows))?;
         let gate_up = stash.gate_up.view().rows(rows.clone());
         ops.swiglu(SwiGlu { gate_up, out: stash.act.view_mut().into_rows(rows) })
     }
@@ -327,6 +385,21 @@ impl Qwen2 {
             values.chunks_exact(self.config.vocab_size).enumerate().for_each(|(row, l)| visit(index * chunk + row, l));
         }
         Ok(())
+    }
+
+    /// Logits of the first tokens after [`Qwen2::forward_paged`], as many as `out` [R, V] f32 has rows.
+    pub fn all_logits(
+        &self,
+        ops: &dyn Ops,
+        weights: &dyn WeightSource,
+        activations: &Activations,
+        out: ViewMut,
+        algorithm_rows: usize,
+    ) -> Result<()> {
+        let (block, role) = self.layout.classifier();
+        let block = weights.acquire(ops, block)?;
+        let hidden = activations.hidden.rows(out.shape()[0]);
+        ops.gemm(Gemm::linear(hidden, block.get(role), None, out).chosen_for(Some(algorithm_rows)))
     }
 
     /// Refuses what the buffers or tables cannot hold, before any op reads out of bounds.

@@ -11,10 +11,10 @@ mod per_layer;
 mod random;
 mod weights;
 
-pub use activations::{Activations, Extent, Keep, KvCache, classifier_rows};
-pub use forward::{AttentionMode, Packed, Qwen2};
+pub use activations::{Activations, Extent, Keep, classifier_rows};
+pub use forward::{Packed, PagedStep, Qwen2};
 pub use gradients::{BlockGradients, GradSink};
-pub use layout::{Block, BlockLayout, Layout, Parameter, Part, Role};
+pub use layout::{Block, BlockLayout, Layout, Parameter, Part, Role, heads};
 pub use weights::{
     BlockWeights, ReadTensor, ResidentWeights, WeightSource, checkpoint_reader, copy_f32, download_f32, random_reader,
 };

@@ -55,6 +55,10 @@ pub trait Ops: Send {
     fn range(&self, _name: &str) -> Box<dyn Any> {
         Box::new(())
     }
+    /// Whether the device works on what was issued while the program goes on.
+    fn overlaps(&self) -> bool {
+        false
+    }
     /// Where tensors for this backend are reserved.
     fn allocator(&self) -> &dyn Allocator;
     /// Where tensors are reserved that live in host memory, and that only `copy` moves.

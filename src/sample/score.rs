@@ -4,7 +4,7 @@ use crate::config::ModelConfig;
 use crate::data::MicroBatch;
 use crate::error::Result;
 use crate::io::TensorFiles;
-use crate::model::{Activations, AttentionMode, Extent, Keep, Packed, Qwen2, ResidentWeights, checkpoint_reader};
+use crate::model::{Activations, Extent, Keep, Packed, Qwen2, ResidentWeights, checkpoint_reader};
 use crate::ops::Ops;
 use crate::tensor::{Arenas, Ledger};
 use std::ops::Range;
@@ -61,7 +61,7 @@ impl Scorer {
     pub fn forward(&mut self, ops: &dyn Ops, batch: &MicroBatch) -> Result<()> {
         let batch = &batch.padded(ops.token_multiple());
         let packed = Packed { tokens: &batch.tokens, positions: &batch.positions, cu_seqlens: &batch.cu_seqlens };
-        self.model.forward(ops, &self.weights, &mut self.activations, packed, AttentionMode::Train)
+        self.model.forward(ops, &self.weights, &mut self.activations, packed)
     }
 
     /// The logits after tokens `tokens` of the last [`Scorer::forward`]: [len, V] into `out`.

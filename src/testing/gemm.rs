@@ -87,6 +87,7 @@ pub fn check(driver: &Driver, cublaslt: &CublasLt, case: &Case) -> Result<()> {
         bias: case.bias.then(|| bias_buffer.view()),
         c: c_buffer.view_mut(),
         accumulate: case.accumulate,
+        algorithm_rows: None,
     };
     cublaslt.gemm(driver, op)?;
 

@@ -5,7 +5,7 @@ use crate::config::{MasterWeights, ModelConfig, Normalize, Offload, OptimizerCon
 use crate::data::{IGNORE, MicroBatch};
 use crate::error::{Error, Result};
 use crate::io::TensorSpec;
-use crate::model::{Activations, AttentionMode, Block, Extent, GradSink, Keep, Packed, Parameter, Qwen2};
+use crate::model::{Activations, Block, Extent, GradSink, Keep, Packed, Parameter, Qwen2};
 use crate::ops::Ops;
 use crate::tensor::{Arenas, DType, Ledgers, ViewMut};
 use crate::zero::{
@@ -61,6 +61,7 @@ impl Sizes {
         Extent {
             tokens: self.micro_tokens.next_multiple_of(multiple),
             keep: self.keep,
+            classifier: true,
             mlp_tiles: self.mlp_tiles,
             offload_residuals: self.policy.offloads(Offload::Residuals),
             offload_activations: self.policy.offloads(Offload::Activations),
@@ -238,7 +239,7 @@ impl Engine {
         let ops = self.ops.as_ref();
         let State { model, weights, activations, .. } = &mut self.state;
         let batch = &batch.padded(ops.token_multiple());
-        model.forward(ops, weights, activations, packed(batch), AttentionMode::Train)?;
+        model.forward(ops, weights, activations, packed(batch))?;
         model.losses(ops, weights, activations, &batch.targets)
     }
 
@@ -291,7 +292,7 @@ fn pass(
     let batch = &batch.padded(ops.token_multiple());
     let scales = counts.scales(batch, normalize);
     model.prepare_backward(ops, activations, packed(batch), &batch.targets, &scales)?;
-    model.forward(ops, weights, activations, packed(batch), AttentionMode::Train)?;
+    model.forward(ops, weights, activations, packed(batch))?;
     let losses = model.backward(ops, weights, sink, activations, packed(batch))?;
     add_losses(batch, &losses, sums);
     Ok(())

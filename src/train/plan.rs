@@ -7,7 +7,7 @@ use crate::config::{Config, GradientDtype, MasterWeights, ModelConfig, Offload, 
 use crate::data::Dataset;
 use crate::error::{Error, Result};
 use crate::model::Keep;
-use crate::tensor::{DType, Ledger, Ledgers, format_bytes};
+use crate::tensor::{DType, Ledgers, format_bytes};
 use crate::zero::Policy;
 use std::rc::Rc;
 
@@ -36,8 +36,8 @@ pub struct Demand<'a> {
     pub longest: usize,
     /// The most tokens that are packed together.
     pub packed: usize,
-    /// Positions and device memory that samples need.
-    pub samples: (usize, Ledger),
+    /// Positions and memory that samples need.
+    pub samples: (usize, Ledgers),
 }
 
 /// Bytes that one rank may reserve; `usize::MAX` where that is not known.
@@ -109,7 +109,8 @@ impl Demand<'_> {
     fn measure(&self, sizes: Sizes) -> Result<Plan> {
         let (storage, multiple) = (self.storage, self.multiple);
         let (mut ledgers, checkpoint) = Engine::plan(storage, multiple, self.comm.clone(), self.architecture, &sizes)?;
-        ledgers.device.entries.extend(self.samples.1.entries.iter().cloned());
+        ledgers.device.entries.extend(self.samples.1.device.entries.iter().cloned());
+        ledgers.host.entries.extend(self.samples.1.host.entries.iter().cloned());
         Ok(Plan { sizes, ledgers, checkpoint })
     }
 

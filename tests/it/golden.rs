@@ -4,10 +4,10 @@ use limo_engine::config::{Config, ModelConfig, Normalize, OptimizerConfig, Sched
 use limo_engine::data::{Example, MicroBatch, pack};
 use limo_engine::error::Result;
 use limo_engine::io::TensorFiles;
-use limo_engine::model::{Activations, AttentionMode, Extent, Keep, Packed, Qwen2, ResidentWeights};
-use limo_engine::ops::Ops;
+use limo_engine::model::{Activations, Extent, Keep, Packed, Qwen2, ResidentWeights};
 use limo_engine::ops::cpu::Cpu;
-use limo_engine::sample::{Greedy, Limits};
+use limo_engine::ops::{Narrowing, Ops};
+use limo_engine::sample::{self, Capacity, FinishReason, Settings, StopRules};
 use limo_engine::tensor::{Arenas, DType};
 use limo_engine::train::{Apply, Engine, Sizes, Steps};
 use serde_json::Value;
@@ -127,7 +127,7 @@ fn logits_of_a_packed_batch() {
 
         let MicroBatch { tokens, positions, cu_seqlens, rows, .. } = &batches[0];
         let batch = Packed { tokens, positions, cu_seqlens };
-        model.forward(&Cpu, &weights, &mut activations, batch, AttentionMode::Train).unwrap();
+        model.forward(&Cpu, &weights, &mut activations, batch).unwrap();
         let all: Vec<i32> = (0..tokens.len() as i32).collect();
         let mut logits = Vec::new();
         model.logits(&Cpu, &weights, &mut activations, &all, |_, row| logits.extend_from_slice(row)).unwrap();
@@ -232,21 +232,27 @@ fn parameters_after_eight_adamw_steps() {
     }
 }
 
-/// Eight prompts through three cache slots; padding rows of the vocabulary are never chosen.
+/// Eight prompts, three at a time, in a cache that they have to wait for; padding rows of the vocabulary are never chosen.
 #[test]
 fn greedy_continuations() {
     for golden in MODELS.map(Golden::load) {
         let engine = golden.engine(Keep::Nothing);
         let rows = golden.facts["generations"].as_array().unwrap();
         let prompts: Vec<Vec<i32>> = rows.iter().map(|row| ids(&row["prompt"])).collect();
-        let mut greedy = Greedy::new(&Cpu, &golden.config, 3, 64).unwrap();
+        let capacity = Capacity { batch: 3, chunk: 16, pages: 5, host_pages: 2, positions: 64 };
+        let mut sampler = sample::Engine::new(&Cpu, &golden.config, capacity).unwrap();
         let used = golden.facts["used_vocabulary"].as_u64().unwrap() as usize;
         let state = &engine.state;
-        let limits = Limits { max_tokens: 24, stop: &Default::default(), vocabulary: used };
-        let answers = greedy.generate(&Cpu, &state.model, &state.weights, &prompts, limits, &|| Ok(())).unwrap();
+        let settings = Settings {
+            narrowing: Narrowing { temperature: 0.0, ..Narrowing::NONE },
+            stop: StopRules { ids: &Default::default(), text: None, repetition: false },
+            log_probabilities: false,
+            vocabulary: used,
+        };
+        let answers = sampler.answer(&Cpu, &state.model, &state.weights, &settings, &prompts, 24, &|| Ok(())).unwrap();
         for (row, answer) in rows.iter().zip(&answers) {
             assert_eq!(answer.tokens, ids(&row["tokens"]), "{} after {}", golden.name, row["prompt"]);
-            assert!(!answer.stopped);
+            assert_eq!(answer.reason, FinishReason::Length);
         }
     }
 }

@@ -137,6 +137,7 @@ fn gemm_in_every_orientation() {
                 bias: with_bias.then(|| bias_view.view()),
                 c: out.view_mut(),
                 accumulate,
+                algorithm_rows: None,
             })
             .unwrap();
             let expected: Vec<f32> = (0..m * n)

@@ -179,7 +179,7 @@ fn plan(inputs: &Inputs, ops: &dyn Ops, comm: Rc<dyn Comm>, neighbours: Neighbou
     let Inputs { config, architecture, samples, .. } = inputs;
     let longest = datasets.iter().flat_map(|d| &d.examples).map(|e| e.tokens.len()).max().unwrap_or(1);
     let samples = match samples {
-        Some(samples) => (samples.capacity(), samples.plan(ops, architecture)?),
+        Some(samples) => (samples.positions(), samples.plan(ops, architecture)?),
         None => Default::default(),
     };
     let packed = most_packed(config, datasets);

@@ -6,9 +6,9 @@ use crate::config::{Config, ModelConfig};
 use crate::data::{Chat, Message, Prompt, read_prompts};
 use crate::error::Result;
 use crate::grading::boxed_answer;
-use crate::ops::Ops;
-use crate::sample::{Greedy, Limits};
-use crate::tensor::Ledger;
+use crate::ops::{Narrowing, Ops, PAGE};
+use crate::sample::{self, Capacity, FinishReason, Settings, StopRules};
+use crate::tensor::Ledgers;
 use crate::train::Engine;
 use serde_json::Value;
 
@@ -40,28 +40,33 @@ impl Samples {
     }
 
     /// Tokens of the longest prompt with its longest answer.
-    pub fn capacity(&self) -> usize {
+    pub fn positions(&self) -> usize {
         self.tokens.iter().map(Vec::len).max().unwrap_or(1) + self.max_tokens
     }
 
-    /// Sequences decoded at a time.
-    fn slots(&self) -> usize {
+    /// Room for all samples that are decoded at a time: none has to wait for another's pages.
+    fn capacity(&self) -> Capacity {
         const MOST: usize = 64;
-        self.tokens.len().clamp(1, MOST)
+        const CHUNK: usize = 1024;
+        let (batch, positions) = (self.tokens.len().clamp(1, MOST), self.positions());
+        let pages = batch * (positions.div_ceil(PAGE) + 1);
+        Capacity { batch, chunk: CHUNK.min(batch * positions), pages, host_pages: 0, positions }
     }
 
     /// What decoding them reserves.
-    pub fn plan(&self, ops: &dyn Ops, architecture: &ModelConfig) -> Result<Ledger> {
-        let mut ledger = Greedy::plan(ops.dtype(), architecture, self.slots(), self.capacity())?;
-        ledger.entries.iter_mut().for_each(|entry| entry.name.insert_str(0, "samples."));
-        Ok(ledger)
+    pub fn plan(&self, ops: &dyn Ops, architecture: &ModelConfig) -> Result<Ledgers> {
+        let mut ledgers = sample::Engine::plan(ops, architecture, self.capacity())?;
+        for ledger in [&mut ledgers.device, &mut ledgers.host] {
+            ledger.entries.iter_mut().for_each(|entry| entry.name.insert_str(0, "samples."));
+        }
+        Ok(ledgers)
     }
 }
 
 pub struct Sampler<'a> {
     samples: &'a Samples,
     chat: &'a Chat,
-    greedy: Greedy,
+    engine: sample::Engine,
     stop: &'a dyn Fn() -> Result<()>,
 }
 
@@ -71,23 +76,27 @@ impl<'a> Sampler<'a> {
 
     pub fn new(samples: &'a Samples, engine: &Engine, chat: &'a Chat, stop: &'a dyn Fn() -> Result<()>) -> Result<Self> {
         let config = &engine.state.model.config;
-        let greedy = Greedy::new(engine.ops.as_ref(), config, samples.slots(), samples.capacity())?;
-        Ok(Sampler { samples, chat, greedy, stop })
+        let engine = sample::Engine::new(engine.ops.as_ref(), config, samples.capacity())?;
+        Ok(Sampler { samples, chat, engine, stop })
     }
 
     /// All ranks generate; the one with `progress` prints.
     pub fn run(&mut self, engine: &Engine, step: usize, progress: Option<&Progress>) -> Result<()> {
         let state = &engine.state;
-        let limits =
-            Limits { max_tokens: self.samples.max_tokens, stop: self.chat.stop_ids(), vocabulary: self.chat.vocabulary() };
-        let ops = engine.ops.as_ref();
-        let answers = self.greedy.generate(ops, &state.model, &state.weights, &self.samples.tokens, limits, self.stop)?;
+        let settings = Settings {
+            narrowing: Narrowing { temperature: 0.0, ..Narrowing::NONE },
+            stop: StopRules { ids: self.chat.stop_ids(), text: None, repetition: false },
+            log_probabilities: false,
+            vocabulary: self.chat.vocabulary(),
+        };
+        let (ops, prompts, most) = (engine.ops.as_ref(), &self.samples.tokens, self.samples.max_tokens);
+        let answers = self.engine.answer(ops, &state.model, &state.weights, &settings, prompts, most, self.stop)?;
         let Some(progress) = progress else { return Ok(()) };
         let texts: Vec<String> = answers.iter().map(|a| self.chat.decode(&a.tokens)).collect();
         for ((prompt, text), answer) in self.samples.prompts.iter().zip(&texts).zip(&answers).take(Self::SHOWN) {
             let question = prompt.messages.last().map_or("", |m: &Message| m.content.as_str());
             let (question, text) = (visible(question), visible(text));
-            let end = if answer.stopped { "" } else { " […]" };
+            let end = if answer.reason == FinishReason::Stop { "" } else { " […]" };
             progress.line(&format!(
                 "sample at step {step}, id {}: {question}\n  {}{end}",
                 prompt.id,

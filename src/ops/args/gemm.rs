@@ -37,6 +37,9 @@ pub struct Gemm<'a> {
     pub c: ViewMut<'a>,
     /// Adds to c instead of overwriting it.
     pub accumulate: bool,
+    /// Rows that a library's algorithm is chosen for, if not this product's own M. Products that are alike but for M then run the same algorithm, and a row has
+    /// the same bits in all of them.
+    pub algorithm_rows: Option<usize>,
 }
 
 /// The extents and storage of one product, all a library needs to choose an algorithm. Leading dimensions are in elements of
@@ -52,20 +55,31 @@ pub struct GemmDesc {
     pub accumulate: bool,
     pub input: DType,
     pub output: DType,
+    pub algorithm_rows: Option<usize>,
 }
 
 impl<'a> Gemm<'a> {
     /// The forward product of a linear layer: y[T, out] = x[T, in] · weight[out, in]ᵀ (+ bias[out]).
     pub fn linear(x: View<'a>, weight: View<'a>, bias: Option<View<'a>>, y: ViewMut<'a>) -> Self {
-        Gemm { a: Operand::plain(x), b: Operand::transposed(weight), bias, c: y, accumulate: false }
+        Gemm { a: Operand::plain(x), b: Operand::transposed(weight), bias, c: y, accumulate: false, algorithm_rows: None }
     }
     /// Its input gradient: dx[T, in] = dy[T, out] · weight[out, in].
     pub fn linear_input_gradient(dy: View<'a>, weight: View<'a>, dx: ViewMut<'a>) -> Self {
-        Gemm { a: Operand::plain(dy), b: Operand::plain(weight), bias: None, c: dx, accumulate: false }
+        Gemm { a: Operand::plain(dy), b: Operand::plain(weight), bias: None, c: dx, accumulate: false, algorithm_rows: None }
     }
     /// Its weight gradient: dweight[out, in] += dy[T, out]ᵀ · x[T, in].
     pub fn linear_weight_gradient(dy: View<'a>, x: View<'a>, dweight: ViewMut<'a>) -> Self {
-        Gemm { a: Operand::transposed(dy), b: Operand::plain(x), bias: None, c: dweight, accumulate: true }
+        Gemm {
+            a: Operand::transposed(dy),
+            b: Operand::plain(x),
+            bias: None,
+            c: dweight,
+            accumulate: true,
+            algorithm_rows: None,
+        }
+    }
+    pub fn chosen_for(self, algorithm_rows: Option<usize>) -> Self {
+        Gemm { algorithm_rows, ..self }
     }
 
     pub fn desc(&self) -> GemmDesc {
@@ -80,6 +94,7 @@ impl<'a> Gemm<'a> {
             accumulate: self.accumulate,
             input: self.a.view.dtype(),
             output: self.c.dtype(),
+            algorithm_rows: self.algorithm_rows,
         }
     }
 

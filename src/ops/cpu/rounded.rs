@@ -50,6 +50,7 @@ pub fn gemm(op: Gemm) -> Result<()> {
             bias: bias.as_ref().map(Tensor::view),
             c,
             accumulate: op.accumulate,
+            algorithm_rows: None,
         })
     })
 }

@@ -76,6 +76,7 @@ fn product_on_host(launcher: &dyn Launcher, op: Gemm) -> Result<()> {
         bias: bias.as_ref().map(Tensor::view),
         c: c.view_mut(),
         accumulate: op.accumulate,
+        algorithm_rows: None,
     })?;
     launcher.upload(c.view().raw_bytes(), op.c)
 }
@@ -153,6 +154,9 @@ impl Ops for Cuda {
     }
     fn range(&self, name: &str) -> Box<dyn Any> {
         Box::new(nvtx::range(name))
+    }
+    fn overlaps(&self) -> bool {
+        true
     }
     fn allocator(&self) -> &dyn Allocator {
         self.launcher().allocator()

@@ -154,7 +154,13 @@ impl CublasLt {
             return Ok(plan.clone());
         }
         let recorded = self.recorded.borrow().get(&described(desc).to_string()).copied();
-        let plan = Plan::new(self.handle, desc, recorded).map_err(|e| e.context(format!("the product {desc:?}")))?;
+        let alike = match desc.algorithm_rows {
+            Some(rows) if recorded.is_none() => {
+                Some(self.plan(&GemmDesc { m: rows, algorithm_rows: None, ..*desc })?.algorithm.data)
+            }
+            _ => None,
+        };
+        let plan = Plan::new(self.handle, desc, recorded.or(alike)).map_err(|e| e.context(format!("the product {desc:?}")))?;
         let plan = Rc::new(plan);
         self.plans.borrow_mut().insert(*desc, plan.clone());
         Ok(plan)
@@ -182,15 +188,19 @@ const ALGORITHM: &str = "algorithm";
 
 /// A product, for people and for the next process.
 fn described(desc: &GemmDesc) -> serde_json::Value {
-    let GemmDesc { m, n, k, a_transposed, b_transposed, bias, accumulate, input, output } = *desc;
-    serde_json::json!({
+    let GemmDesc { m, n, k, a_transposed, b_transposed, bias, accumulate, input, output, algorithm_rows } = *desc;
+    let mut row = serde_json::json!({
         "m": m, "n": n, "k": k, "a_transposed": a_transposed, "b_transposed": b_transposed, "bias": bias,
         "accumulate": accumulate, "input": input.to_string(), "output": output.to_string(),
-    })
+    });
+    if let Some(rows) = algorithm_rows {
+        row["algorithm_rows"] = rows.into();
+    }
+    row
 }
 
 impl Plan {
-    /// With the recorded algorithm, else one that the heuristic chooses.
+    /// With the given algorithm, else one that the heuristic chooses.
     fn new(handle: sys::cublasLtHandle_t, desc: &GemmDesc, recorded: Option<[u64; 8]>) -> Result<Self> {
         use sys::cublasLtMatmulDescAttributes_t as Attribute;
         let input = data_type(desc.input).filter(|_| desc.input == DType::Bf16);
@@ -286,9 +296,9 @@ fn checked(
     match status {
         sys::cublasStatus_t::CUBLAS_STATUS_SUCCESS if workspace <= WORKSPACE_BYTES && !splits_k(&algorithm) => Ok(algorithm),
         status => Err(Error::usage(format!(
-            "the recorded algorithm does not run with this cuBLASLt ({status:?}): its results would differ"
+            "the algorithm that this product is to run does not run with this cuBLASLt ({status:?}): its results would differ"
         ))
-        .help("go on with the version of cuBLASLt that the run began with, or start over with --overwrite")),
+        .help("a run goes on with the version of cuBLASLt that it began with, or starts over with --overwrite")),
     }
 }
 
@@ -416,6 +426,7 @@ mod tests {
                 accumulate: false,
                 input: DType::Bf16,
                 output: DType::F32,
+                algorithm_rows: None,
             };
             let a_at = |i: usize, l: usize| (i * 7 + l * 3) as f64 - 5.5;
             let b_at = |l: usize, j: usize| (l * 11 + j * 2) as f64 * 0.25 - 3.0;
@@ -452,6 +463,7 @@ mod tests {
             accumulate: false,
             input: DType::Bf16,
             output: DType::Bf16,
+            algorithm_rows: None,
         };
         assert_eq!(column_major(&desc).out, Layout { rows: 3, columns: 7, leading: 3, transposed: false });
     }
