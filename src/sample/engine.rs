@@ -246,7 +246,7 @@ impl Engine {
     /// Answers the requests of `next` until it has none, and hands every sample to `sink` as it ends. `watch` is called after every step; an error of it
     /// ends the run, as one of `next` or `sink` does.
     ///
-    /// Errors: data, if a prompt has ids beyond the vocabulary; does not fit, see [`Engine::fits`]; non-finite, if no token can be drawn.
+    /// Errors: data, if a prompt has ids beyond the vocabulary; does not fit, see [`Capacity::fits`]; non-finite, if no token can be drawn.
     #[allow(clippy::too_many_arguments)]
     pub fn run(
         &mut self,

@@ -27,5 +27,6 @@ mod processes;
 mod ranks;
 mod recipes;
 mod resume;
+mod scheduler;
 mod tiny_task;
 mod training;

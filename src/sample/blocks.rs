@@ -1,0 +1,223 @@
+//! Who holds which page of the cache and of host memory. A page has one owner, a prompt or a sample; a prompt's samples read its pages and are counted.
+
+use super::sequence::{Place, Prompt};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// What a step does to pages before its work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Move {
+    /// A page of the cache to a page of host memory.
+    Out { page: u32, host: u32 },
+    /// A page of host memory to a page of the cache.
+    In { host: u32, page: u32 },
+    /// A page of the cache to another.
+    Copy { from: u32, to: u32 },
+}
+
+/// The numbers 0 … n − 1, each free or taken: pages, or the rows of a batch.
+pub(super) struct Pool {
+    free: Vec<u32>,
+    taken: Vec<bool>,
+}
+
+impl Pool {
+    pub fn new(numbers: usize) -> Self {
+        Pool { free: (0..numbers as u32).rev().collect(), taken: vec![false; numbers] }
+    }
+
+    pub fn free(&self) -> usize {
+        self.free.len()
+    }
+
+    pub fn used(&self) -> usize {
+        self.taken.len() - self.free.len()
+    }
+
+    /// The free number that was given back last. Panics if there is none: who takes has asked [`Pool::free`].
+    pub fn take(&mut self) -> u32 {
+        let number = self.free.pop().expect("a pool has a free number");
+        self.taken[number as usize] = true;
+        number
+    }
+
+    /// Panics if the number is free already: two owners of a page would overwrite each other's tokens without a trace.
+    pub fn give(&mut self, number: u32) {
+        assert!(std::mem::take(&mut self.taken[number as usize]), "{number} is given back twice");
+        self.free.push(number);
+    }
+}
+
+pub(super) struct Blocks {
+    /// Tokens of a page.
+    page: usize,
+    pub cache: Pool,
+    pub host: Pool,
+    /// Prompts with samples that have work left, by arrival.
+    pub prompts: BTreeMap<u64, Prompt>,
+    /// Those that hold pages which no running sample reads.
+    idle: BTreeSet<u64>,
+}
+
+impl Blocks {
+    pub fn new(page: usize, pages: usize, host_pages: usize) -> Self {
+        let (cache, host) = (Pool::new(pages), Pool::new(host_pages));
+        Blocks { page, cache, host, prompts: BTreeMap::new(), idle: BTreeSet::new() }
+    }
+
+    pub fn pages_of(&self, tokens: usize) -> usize {
+        tokens.div_ceil(self.page)
+    }
+
+    /// Full pages of a prompt's prefix, which its samples share.
+    fn shared(&self, prompt: &Prompt) -> usize {
+        prompt.prefix() / self.page
+    }
+
+    /// Tokens of the prefix that waiting samples lack, and the pages that these tokens lack: all of them to start a sample, the shared pages to
+    /// bring one back.
+    pub fn missing(&self, key: u64) -> (usize, usize) {
+        let prompt = &self.prompts[&key];
+        let needed = if prompt.forks > 0 { prompt.prefix() } else { self.shared(prompt) * self.page };
+        let tokens = needed.saturating_sub(prompt.computed);
+        (tokens, if tokens == 0 { 0 } else { self.pages_of(needed) - prompt.pages.len() })
+    }
+
+    /// Gives the prefix pages for its next tokens. Returns where they start; `pages` of the prompt then reach to their end.
+    pub fn extend(&mut self, key: u64, tokens: usize) -> usize {
+        let prompt = self.prompts.get_mut(&key).expect("a prompt in line is there");
+        let start = prompt.computed;
+        prompt.computed += tokens;
+        while prompt.pages.len() * self.page < prompt.computed {
+            prompt.pages.push(self.cache.take());
+        }
+        self.settle(key);
+        start
+    }
+
+    /// Pages that a sample in `place` takes when it runs with `computed` tokens, one more computed at once.
+    pub fn wanted(&self, key: u64, place: &Place, computed: usize) -> usize {
+        let prompt = &self.prompts[&key];
+        let inherited = matches!(place, Place::Nowhere) && prompt.forks == 1 && self.has_tail(prompt);
+        self.pages_of(computed + 1) - self.shared(prompt) - inherited as usize
+    }
+
+    fn has_tail(&self, prompt: &Prompt) -> bool {
+        !prompt.prefix().is_multiple_of(self.page)
+    }
+
+    /// Gives a sample in `place` its own pages: those in host memory, or the start of the prefix's partly filled page, of which the last sample to start
+    /// takes the original.
+    pub fn bring(&mut self, key: u64, place: Place, computed: usize, moves: &mut Vec<Move>) -> Vec<u32> {
+        let has_tail = self.has_tail(&self.prompts[&key]);
+        let shared = self.shared(&self.prompts[&key]);
+        let prompt = self.prompts.get_mut(&key).expect("a prompt of a waiting sample is there");
+        let mut own = Vec::new();
+        match place {
+            Place::Host { pages } => {
+                for host in pages {
+                    own.push(self.cache.take());
+                    moves.push(Move::In { host, page: own[own.len() - 1] });
+                    self.host.give(host);
+                }
+            }
+            _ => {
+                prompt.forks -= 1;
+                if has_tail && prompt.forks == 0 {
+                    own.extend(prompt.pages.pop());
+                    prompt.computed = shared * self.page;
+                } else if has_tail {
+                    own.push(self.cache.take());
+                    moves.push(Move::Copy { from: prompt.pages[shared], to: own[0] });
+                }
+            }
+        }
+        while (shared + own.len()) * self.page <= computed {
+            own.push(self.cache.take());
+        }
+        prompt.readers += 1;
+        self.settle(key);
+        own
+    }
+
+    /// Takes a running sample's pages, to host memory where that has room for all of them.
+    pub fn evict(&mut self, key: u64, pages: Vec<u32>, moves: &mut Vec<Move>) -> Place {
+        let room = self.host.free() >= pages.len();
+        let prompt = self.prompts.get_mut(&key).expect("a prompt of a running sample is there");
+        prompt.readers -= 1;
+        prompt.forks += !room as usize;
+        let mut out = Vec::new();
+        for page in pages {
+            if room {
+                out.push(self.host.take());
+                moves.push(Move::Out { page, host: out[out.len() - 1] });
+            }
+            self.cache.give(page);
+        }
+        self.settle(key);
+        if room { Place::Host { pages: out } } else { Place::Nowhere }
+    }
+
+    /// Frees what a sample in `place` holds: it has no work left.
+    pub fn free(&mut self, key: u64, place: Place) {
+        let prompt = self.prompts.get_mut(&key).expect("a prompt with work left is there");
+        prompt.alive -= 1;
+        match place {
+            Place::Cache { pages, .. } => {
+                prompt.readers -= 1;
+                pages.into_iter().for_each(|page| self.cache.give(page));
+            }
+            Place::Host { pages } => pages.into_iter().for_each(|page| self.host.give(page)),
+            Place::Nowhere => prompt.forks -= 1,
+            Place::Done => unreachable!("a sample is freed once"),
+        }
+        self.settle(key);
+    }
+
+    /// The pages that a prompt's samples share.
+    pub fn shared_pages(&self, key: u64) -> &[u32] {
+        let prompt = &self.prompts[&key];
+        &prompt.pages[..self.shared(prompt)]
+    }
+
+    /// Pages of prompts that no running sample reads.
+    pub fn idle(&self) -> usize {
+        self.idle.iter().map(|key| self.prompts[key].pages.len()).sum()
+    }
+
+    /// Sees that so many pages are free, if need be by dropping prefixes that no running sample reads, the youngest first; that of `keep` stays.
+    /// They are computed again when their turn comes. Returns whether there are as many.
+    pub fn make_room(&mut self, pages: usize, keep: Option<u64>) -> bool {
+        while self.cache.free() < pages {
+            let Some(key) = self.idle.iter().rev().copied().find(|key| Some(*key) != keep) else { return false };
+            self.cut(key, 0);
+        }
+        true
+    }
+
+    /// Frees pages of a prompt that nothing will read, and notes whether anything reads the others now.
+    fn settle(&mut self, key: u64) {
+        let prompt = &self.prompts[&key];
+        if prompt.alive == 0 {
+            self.cut(key, 0);
+            self.prompts.remove(&key);
+        } else if prompt.forks == 0 {
+            self.cut(key, self.shared(prompt));
+        } else {
+            self.cut(key, prompt.pages.len());
+        }
+    }
+
+    /// Leaves a prompt so many of its pages at most.
+    fn cut(&mut self, key: u64, pages: usize) {
+        let prompt = self.prompts.get_mut(&key).expect("a prompt that is cut is there");
+        while prompt.pages.len() > pages {
+            self.cache.give(prompt.pages.pop().expect("there are more"));
+        }
+        prompt.computed = prompt.computed.min(prompt.pages.len() * self.page);
+        if prompt.readers == 0 && !prompt.pages.is_empty() {
+            self.idle.insert(key)
+        } else {
+            self.idle.remove(&key)
+        };
+    }
+}

@@ -1,0 +1,276 @@
+//! The scheduler of batched sampling against a device that is simulated: memory of pages that hold, for each token, a hash of all tokens up to it.
+
+use limo_engine::sample::scheduler::{Drawn, Limits, Move, Request, Row, SampleId, Scheduler, Stats, Step, Work};
+use limo_engine::testing::random::Random;
+use rayon::prelude::*;
+use std::collections::{BTreeSet, HashMap, VecDeque};
+
+/// What a page holds where nothing was written, or what was there is gone.
+const GARBAGE: u64 = 0xdead;
+const STOP: i32 = 0;
+
+/// What the keys and values of a token stand for: all tokens up to it.
+fn chain(before: u64, token: i32) -> u64 {
+    Random::new(before.rotate_left(17) ^ token as u64).bits()
+}
+
+/// The token drawn after `context`, of which about one in `ends` stops.
+fn draw(name: (u64, u32), context: u64, ends: usize) -> i32 {
+    let mut random = Random::new(context ^ (name.0 << 32) ^ name.1 as u64);
+    if random.below(ends) == 0 { STOP } else { 1 + random.below(5) as i32 }
+}
+
+/// A job and what must come out of it.
+struct Job {
+    limits: Limits,
+    requests: Vec<Request>,
+    ends: usize,
+    /// By caller's numbers: the prompt's and the new tokens, and how many are the prompt's.
+    answers: HashMap<(u64, u32), (Vec<i32>, usize)>,
+}
+
+impl Job {
+    fn new(limits: Limits, requests: Vec<Request>, ends: usize) -> Self {
+        let mut answers = HashMap::new();
+        for request in &requests {
+            for sample in &request.samples {
+                let name = (request.prompt, *sample);
+                let mut tokens = request.tokens.clone();
+                let mut context = tokens.iter().fold(0, |before, token| chain(before, *token));
+                for _ in 0..request.max_tokens {
+                    tokens.push(draw(name, context, ends));
+                    context = chain(context, tokens[tokens.len() - 1]);
+                    if tokens.ends_with(&[STOP]) {
+                        break;
+                    }
+                }
+                answers.insert(name, (tokens, request.tokens.len()));
+            }
+        }
+        Job { limits, requests, ends, answers }
+    }
+
+    /// Whether a stop token ends the answer, which a row computes if it is seen late.
+    fn stops(&self, name: (u64, u32)) -> bool {
+        self.answers[&name].0.ends_with(&[STOP])
+    }
+
+    /// A small one, in which everything that is rare happens often.
+    fn tiny(random: &mut Random) -> Self {
+        let mut one_to = |most: usize| 1 + random.below(most);
+        let limits =
+            Limits { page: one_to(4), pages: 1 + one_to(11), host_pages: one_to(9) - 1, batch: one_to(6), chunk: one_to(8) };
+        let room = (limits.pages - 1) * limits.page;
+        let requests = (0..one_to(4)).map(|prompt| {
+            let tokens = one_to(room.min(9));
+            let max_tokens = one_to((room + 1 - tokens).min(12));
+            let samples = (0..one_to(4)).map(|sample| 7 * sample as u32).collect();
+            let tokens = (0..tokens).map(|_| one_to(5) as i32).collect();
+            Request { prompt: 3 * prompt as u64 + 1, tokens, samples, max_tokens }
+        });
+        let requests = requests.collect();
+        Job::new(limits, requests, 2 + random.below(20))
+    }
+}
+
+/// What happened in traces, to see that they are not all of the easy kind.
+#[derive(Default, Clone, Copy, PartialEq, Eq, Debug)]
+struct Seen {
+    samples: usize,
+    decodes: usize,
+    copies: usize,
+    swaps: usize,
+    unknown: usize,
+    replayed: usize,
+    again: usize,
+}
+
+impl Seen {
+    fn add(mut self, other: Seen) -> Seen {
+        self.samples += other.samples;
+        self.decodes += other.decodes;
+        self.copies += other.copies;
+        self.swaps += other.swaps;
+        self.unknown += other.unknown;
+        self.replayed += other.replayed;
+        self.again += other.again;
+        self
+    }
+}
+
+struct Device<'a> {
+    job: &'a Job,
+    cache: Vec<Vec<u64>>,
+    host: Vec<Vec<u64>>,
+    /// By slot: the decode step that used it last, for whom, and what it drew.
+    slots: Vec<Option<(usize, SampleId, usize, i32)>>,
+}
+
+impl<'a> Device<'a> {
+    fn new(job: &'a Job) -> Self {
+        let Limits { page, pages, host_pages, batch, .. } = job.limits;
+        let empty = |pages| vec![vec![GARBAGE; page]; pages];
+        Device { job, cache: empty(pages), host: empty(host_pages), slots: vec![None; batch] }
+    }
+
+    fn run_moves(&mut self, moves: &[Move]) {
+        for one in moves {
+            let empty = vec![GARBAGE; self.job.limits.page];
+            match *one {
+                Move::Out { page, host } => self.host[host as usize] = std::mem::replace(&mut self.cache[page as usize], empty),
+                Move::In { host, page } => self.cache[page as usize] = std::mem::replace(&mut self.host[host as usize], empty),
+                Move::Copy { from, to } => self.cache[to as usize] = self.cache[from as usize].clone(),
+            }
+        }
+    }
+
+    /// Computes the token at `position` of a sequence after seeing that its pages hold all tokens before. Returns the context.
+    fn compute(&mut self, tokens: &[i32], pages: &[u32], position: usize) -> u64 {
+        let page = self.job.limits.page;
+        assert_eq!(pages.len(), position / page + 1, "pages for {} tokens", position + 1);
+        let mut context = 0;
+        for (at, token) in tokens[..position].iter().enumerate() {
+            context = chain(context, *token);
+            assert_eq!(self.cache[pages[at / page] as usize][at % page], context, "token {at} of {position}");
+        }
+        context = chain(context, tokens[position]);
+        self.cache[pages[position / page] as usize][position % page] = context;
+        context
+    }
+
+    /// A row of decode step number `decode`: computes its token, and draws the next.
+    fn row(&mut self, row: &Row, name: (u64, u32), pages: &[u32], decode: usize) -> i32 {
+        let (tokens, prompt) = &self.job.answers[&name];
+        assert_eq!(row.index, row.position + 1 - prompt);
+        let before = if row.fresh { None } else { self.slots[row.slot as usize] };
+        if !row.fresh {
+            let before = before.map(|(decode, sample, index, _)| (decode + 1, sample, index + 1));
+            assert_eq!(before, Some((decode, row.sample, row.index)), "slot {} goes on with its sample", row.slot);
+        }
+        // A stop token is seen a step late: it is computed, and what is drawn after it is thrown away. No other last token is.
+        let last = row.position + 1 == tokens.len();
+        assert!(!last || self.job.stops(name), "{name:?} has a row too many");
+        let token = row.token.unwrap_or_else(|| before.expect("a fresh row has a token").3);
+        assert_eq!(token, tokens[row.position], "the token at position {} of {name:?}", row.position);
+        let context = self.compute(tokens, pages, row.position);
+        let drawn = draw(name, context, self.job.ends);
+        self.slots[row.slot as usize] = Some((decode, row.sample, row.index, drawn));
+        drawn
+    }
+}
+
+/// Runs a job; panics if anything is not as it should be.
+fn trace(job: &Job, random: &mut Random) -> Seen {
+    let Limits { pages, batch, chunk, .. } = job.limits;
+    let mut scheduler = Scheduler::new(job.limits).unwrap();
+    let mut device = Device::new(job);
+    let mut to_push = job.requests.iter();
+    let names = job.requests.iter().flat_map(|r| r.samples.iter().map(|sample| (r.prompt, *sample)));
+    // Whose last row was not issued, in the order of arrival.
+    let mut unfinished: BTreeSet<(u64, u32)> = names.collect();
+    let mut seen = Seen { samples: unfinished.len(), ..Seen::default() };
+    let mut ended = BTreeSet::new();
+    let mut draws: VecDeque<Vec<(SampleId, usize, i32)>> = VecDeque::new();
+    let mut prefills = 0;
+    let most_prefills = job.requests.iter().map(|r| (r.tokens.len() - 1).div_ceil(chunk)).max().unwrap();
+    loop {
+        while scheduler.wants_more() && to_push.len() > 0 && random.below(3) > 0 {
+            scheduler.push(to_push.next().unwrap().clone()).unwrap();
+        }
+        let step = scheduler.step();
+        let stuck = step.is_none() && draws.is_empty();
+        let late = if step.is_none() { 0 } else { random.below(2) };
+        if let Some(Step { moves, work }) = step {
+            device.run_moves(&moves);
+            seen.copies += moves.iter().filter(|m| matches!(m, Move::Copy { .. })).count();
+            seen.swaps += moves.iter().filter(|m| matches!(m, Move::In { .. })).count();
+            draws.push_back(Vec::new());
+            match work {
+                Work::Prefill(chunks) => {
+                    prefills += 1;
+                    assert!(prefills <= most_prefills, "decoding starves");
+                    let sum: usize = chunks.iter().map(|c| c.tokens.len()).sum();
+                    assert!((1..=chunk).contains(&sum) && chunks.len() <= batch);
+                    for chunk in &chunks {
+                        let end = chunk.start + chunk.tokens.len();
+                        let prompt = &job.requests.iter().find(|r| r.prompt == chunk.prompt).unwrap().tokens;
+                        assert!(!chunk.tokens.is_empty() && end < prompt.len());
+                        assert_eq!(chunk.tokens, prompt[chunk.start..end]);
+                        assert_eq!(chunk.pages.len(), end.div_ceil(job.limits.page));
+                        for position in chunk.start..end {
+                            device.compute(prompt, &chunk.pages[..position / job.limits.page + 1], position);
+                        }
+                    }
+                }
+                Work::Decode(rows) => {
+                    prefills = 0;
+                    seen.decodes += 1;
+                    assert!(rows.len() <= batch && rows.is_sorted_by_key(|row| row.sample));
+                    let oldest = unfinished.first().copied();
+                    assert_eq!(oldest, rows.first().map(|row| scheduler.names(row.sample)), "the oldest sample waits");
+                    let tables: Vec<Vec<u32>> = rows.iter().map(|row| scheduler.pages(row.sample).collect()).collect();
+                    let mut readers = vec![0; pages];
+                    tables.iter().flatten().for_each(|page| readers[*page as usize] += 1);
+                    assert_eq!(rows.iter().map(|row| row.slot).collect::<BTreeSet<_>>().len(), rows.len());
+                    for (row, table) in rows.iter().zip(&tables) {
+                        assert_eq!(readers[table[table.len() - 1] as usize], 1, "a page that others read is written");
+                        let name = scheduler.names(row.sample);
+                        let token = device.row(row, name, table, seen.decodes);
+                        seen.unknown += row.token.is_none() as usize;
+                        seen.replayed += row.replayed as usize;
+                        if row.replayed {
+                            assert_eq!(scheduler.tokens(row.sample)[row.index], token);
+                        }
+                        draws.back_mut().unwrap().push((row.sample, row.index, token));
+                        let Request { max_tokens, .. } = job.requests.iter().find(|r| r.prompt == name.0).unwrap();
+                        let last = job.answers[&name].0.len() - 1;
+                        if row.index + 1 == *max_tokens || row.position == last {
+                            unfinished.remove(&name);
+                        }
+                    }
+                }
+            }
+        }
+        while draws.len() > late {
+            for (sample, index, token) in draws.pop_front().unwrap() {
+                let drawn = scheduler.drawn(sample, index, token);
+                if drawn == Drawn::Last || drawn == Drawn::New && token == STOP {
+                    let name = scheduler.names(sample);
+                    let known = scheduler.tokens(sample).to_vec();
+                    let end = scheduler.end(sample);
+                    let (answer, prompt) = &job.answers[&name];
+                    assert_eq!((end.prompt, end.sample, &end.tokens), (name.0, name.1, &known));
+                    assert_eq!(end.tokens, answer[*prompt..]);
+                    assert!(ended.insert(name), "{name:?} ends twice");
+                    unfinished.remove(&name);
+                }
+            }
+        }
+        if stuck && to_push.len() == 0 {
+            break;
+        }
+    }
+    assert_eq!(ended.len(), seen.samples, "samples are left behind in {:?}", job.limits);
+    let Stats { running, preempted, waiting, used, host_used, prefilled, .. } = scheduler.stats();
+    assert_eq!((running, preempted, waiting, used, host_used), (0, 0, 0, 0, 0), "something is still held");
+    let prefixes: usize = job.requests.iter().map(|r| r.tokens.len() - 1).sum();
+    seen.again = prefilled as usize - prefixes;
+    // Each decode step brings the oldest sample on, which stays until it ends.
+    assert!(seen.decodes <= job.answers.values().map(|(tokens, prompt)| tokens.len() - prompt + 1).sum());
+    seen
+}
+
+#[test]
+fn random_traces_run_as_a_plain_simulation_does() {
+    const TRACES: u64 = 100_000;
+    let seen = (0..TRACES).into_par_iter().map(|seed| {
+        let mut random = Random::new(seed << 20);
+        let job = Job::tiny(&mut random);
+        trace(&job, &mut random)
+    });
+    let seen = seen.reduce(Seen::default, Seen::add);
+    println!("{TRACES} traces: {seen:?}");
+    for count in [seen.copies, seen.swaps, seen.unknown, seen.replayed, seen.again] {
+        assert!(count > 10_000, "{seen:?}");
+    }
+}
