@@ -22,13 +22,33 @@ pub struct Narrowing {
 impl Narrowing {
     /// The model's own distribution.
     pub const NONE: Narrowing = Narrowing { temperature: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0, repetition_penalty: 1.0 };
+
+    /// What min-p adds to the largest logit.
+    pub(in crate::ops) fn min_p_limit(&self) -> f32 {
+        (f64::from(self.temperature) * f64::from(self.min_p).ln()) as f32
+    }
+
+    /// The share of the weight of n tokens below which no token is within top-p: n of them are together below half of what top-p leaves, so that no rounding matters.
+    pub(in crate::ops) fn rest_share(&self, n: usize) -> f32 {
+        ((1.0 - f64::from(self.top_p)) / (2 * n) as f64) as f32
+    }
 }
 
-/// Draws a token for each row of logits.
+/// Draws a token for each row of logits x. With y the logits after the penalty, m the largest of them and T the temperature, a token weighs exp((y − m)/T); only
+/// tokens with y ≥ θ are drawn, θ being the largest of three thresholds:
+/// - top-k: the k-th largest y;
+/// - top-p: the largest y at which the tokens from it on up have at least the share `top_p` of the weight of what top-k kept;
+/// - min-p: m + T · ln `min_p`.
 ///
-/// Of equally likely tokens at a threshold all stay. The draw is a function of a row's logits, key and counter alone: it takes two 64-bit words of Philox
-/// (`philox4x32` of counter [counter, 0, 0, 0] and the key), one that chooses a run of [`DrawTokens::RUN`] tokens by the runs' weights, one that chooses within
-/// it. A word r chooses among weights that are whole numbers: the first at which their running sum exceeds ⌊r · total / 2⁶⁴⌋.
+/// Of equally likely tokens at a threshold all stay, and the likeliest always stays; −∞ is never drawn.
+///
+/// Tokens are dealt to [`DrawTokens::STRANDS`] strands, [`DrawTokens::QUAD`] neighbours at a time: token i is of strand ⌊i/4⌋ mod 512. The draw takes two 64-bit words
+/// of Philox (`philox4x32` of counter [counter, 0, 0, 0] and the key; the first word is the first two of its outputs, the lower one first). The first chooses a strand by the
+/// sums of its tokens' weights, the second one of the strand's tokens, in increasing order, by weights relative to the strand's largest. A word r chooses among whole
+/// numbers, ⌊weight · 2⁴⁰⌋: the first at which their running sum exceeds ⌊r · total / 2⁶⁴⌋. So a row is read once to choose a strand, then one strand of it
+/// again, and the token is a function of the row's logits, its key and its counter: not of the rows beside it, nor of the number of threads.
+///
+/// Every backend has exponentials of its own: where a word falls closer to a border than their rounding, backends may draw differently.
 pub struct DrawTokens<'a> {
     /// [R, V] f32
     pub logits: View<'a>,
@@ -37,17 +57,18 @@ pub struct DrawTokens<'a> {
     pub narrowing: Narrowing,
     /// [R, 4] i32: low and high word of the key, the counter, and the row of `seen`; negative for a row that pads the batch, whose token is 0.
     pub rows: View<'a>,
-    /// [X, ⌈V/32⌉] i32: a bit for each token that a sequence holds. Drawn tokens are added. Needed where there is a penalty, else ignored.
+    /// [X, ⌈V/32⌉] i32: a bit for each token that a sequence holds; no two rows share one. Drawn tokens are added. Needed where there is a penalty, else ignored.
     pub seen: Option<ViewMut<'a>>,
     /// [R] i32 overwritten; −1 where a logit below `vocabulary` is NaN or +∞, or all are −∞.
     pub tokens: ViewMut<'a>,
-    /// [R] f32 overwritten: the natural logarithm of the drawn token's probability, as the model has it: before any narrowing.
+    /// [R] f32 overwritten: the natural logarithm of the drawn token's probability, as the model has it: before any narrowing. NaN for token −1, 0 for a row that pads.
     pub log_probabilities: Option<ViewMut<'a>>,
 }
 
 impl DrawTokens<'_> {
-    /// Tokens that a first draw chooses among together.
-    pub const RUN: usize = 128;
+    pub const STRANDS: usize = 512;
+    /// Neighbours that are dealt together: 16 bytes of logits.
+    pub const QUAD: usize = 4;
 
     pub fn check(&self) -> Result<()> {
         const OP: &str = "draw_tokens";
