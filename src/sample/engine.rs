@@ -450,7 +450,9 @@ impl Engine {
         };
         let draw = |row: &Row| {
             let key = samples.key(scheduler, row.sample);
-            [key as i32, (key >> 32) as i32, row.index as i32, row.slot as i32]
+            // What is known already is not drawn again: `seen` would take it for the first time.
+            let slot = if row.replayed { -1 } else { row.slot as i32 };
+            [key as i32, (key >> 32) as i32, row.index as i32, slot]
         };
         let mut writer = Writer::new(self.staging[turn].view_mut());
         let ids = writer.array(b, rows.iter().map(|row| row.token.unwrap_or(0)), 0)?;

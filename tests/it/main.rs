@@ -27,6 +27,7 @@ mod processes;
 mod ranks;
 mod recipes;
 mod resume;
+mod sampling;
 mod scheduler;
 mod tiny_task;
 mod training;
