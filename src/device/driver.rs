@@ -3,7 +3,7 @@
 
 use super::gpu::{DeviceInfo, describe, device_handle, devices, failed, kernel_module_version};
 use super::images::Image;
-use super::{Event, Launch, Launcher, Stream, expect_bytes};
+use super::{Event, Launch, Launcher, Recording, Stream, expect_bytes, graph};
 use crate::error::{Error, Kind, Result};
 use crate::tensor::{Allocator, Region, Space, View, ViewMut, format_bytes};
 use cudarc::driver::result::{self, DriverError};
@@ -413,6 +413,10 @@ impl Launcher for Driver {
     fn lend(&self, out: &ViewMut) -> Result<*mut c_void> {
         expect_device("lend", out.space(), out.space())?;
         self.stream().map(|stream| stream.cast())
+    }
+
+    fn record(&self, body: &mut dyn FnMut() -> Result<()>) -> Result<Box<dyn Recording>> {
+        graph::record(self, self.stream, body)
     }
 
     fn mark(&self) -> Result<Box<dyn Event>> {

@@ -4,13 +4,15 @@
 pub mod driver;
 pub mod emulator;
 pub mod gpu;
+mod graph;
 pub mod images;
 pub mod libraries;
 pub mod nvtx;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::tensor::{Allocator, View, ViewMut};
 use std::ffi::c_void;
+use std::sync::Arc;
 
 /// The extent of one launch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,6 +40,12 @@ pub trait Event {
     /// Milliseconds from `start`, a mark of the same launcher, to this one; waits for both.
     fn milliseconds_since(&self, start: &dyn Event) -> Result<f64>;
     fn as_any(&self) -> &dyn std::any::Any;
+}
+
+/// Work that was recorded.
+pub trait Recording {
+    /// Issues all of it, with the addresses and parameters that it was recorded with, to the stream that it was recorded on.
+    fn issue(&self) -> Result<()>;
 }
 
 /// Runs kernels of the embedded images. What is issued goes to the launcher's stream: [`Stream::Compute`] unless it came from `on`.
@@ -72,6 +80,14 @@ pub trait Launcher: Send {
     /// This stream, for a library that writes `out` on it: CUDA's handle, with the context current on this thread. Where device memory is the host's: null, once the
     /// stream has done its work; the library then does its own before it returns.
     fn lend(&self, out: &ViewMut) -> Result<*mut c_void>;
+    /// Records what `body` issues on this stream, and does not run it. Nothing in `body` may wait for the device, mark, or copy from memory that does not stay.
+    fn record(&self, _body: &mut dyn FnMut() -> Result<()>) -> Result<Box<dyn Recording>> {
+        Err(Error::internal(format!("{} does not record", self.device())))
+    }
+    /// Where device memory is the host's: runs `work` of the host, which writes `out`, in the order of this stream.
+    fn issue_host(&self, _work: Arc<dyn Fn() + Send + Sync>, _out: View) -> Result<()> {
+        Err(Error::internal("host work on a GPU's stream"))
+    }
     /// An event behind what was issued on this stream until now.
     fn mark(&self) -> Result<Box<dyn Event>>;
     /// What is issued on this stream from now on starts after the event, which may be of another stream.
@@ -84,5 +100,5 @@ fn expect_bytes(what: &str, source: usize, destination: usize) -> Result<()> {
     if source == destination {
         return Ok(());
     }
-    Err(crate::error::Error::internal(format!("{what}: {source} bytes into {destination}")))
+    Err(Error::internal(format!("{what}: {source} bytes into {destination}")))
 }

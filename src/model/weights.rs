@@ -16,6 +16,10 @@ pub trait WeightSource {
     fn prefetch(&self, ops: &dyn Ops, block: Block) -> Result<()>;
     /// The weights of `block`, which stay valid while the guard lives.
     fn acquire<'a>(&'a self, ops: &'a dyn Ops, block: Block) -> Result<BlockWeights<'a>>;
+    /// Whether every block always lies in the same place, and asking for it issues nothing: then what reads weights can be recorded.
+    fn stays(&self) -> bool {
+        false
+    }
 }
 
 /// A block's weights, held until dropped.
@@ -68,6 +72,9 @@ impl ResidentWeights {
 }
 
 impl WeightSource for ResidentWeights {
+    fn stays(&self) -> bool {
+        true
+    }
     fn prefetch(&self, _ops: &dyn Ops, _block: Block) -> Result<()> {
         Ok(())
     }

@@ -8,12 +8,15 @@ pub mod philox;
 
 pub use args::*;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::tensor::{Allocator, DType, View, ViewMut};
 use std::any::Any;
 
 /// A point in the order of a backend's work, from [`Ops::mark`].
 pub type Mark = Box<dyn Any>;
+
+/// Work of a backend, from [`Ops::record`].
+pub type Recording = Box<dyn Any>;
 
 /// A backend. Ops may run asynchronously in issue order; `download` and `synchronize` wait.
 ///
@@ -80,6 +83,16 @@ pub trait Ops: Send {
     }
     /// Copies bytes of any type between or within the device's memory and its host memory.
     fn copy(&self, x: View, out: ViewMut) -> Result<()>;
+
+    /// Records what `body` issues to this queue, where the backend can, instead of running it; else nothing is done. What is recorded has the addresses of its
+    /// operands, so they must stay. Nothing in `body` may wait, mark, upload or download.
+    fn record(&self, _body: &mut dyn FnMut() -> Result<()>) -> Result<Option<Recording>> {
+        Ok(None)
+    }
+    /// Issues what was recorded.
+    fn replay(&self, _recording: &Recording) -> Result<()> {
+        Err(Error::internal("a recording of another backend"))
+    }
 
     fn fill(&self, out: ViewMut, value: f32) -> Result<()>;
     /// out += x, both f32 of one shape.

@@ -7,9 +7,10 @@ use super::stop::{FinishReason, StopRules};
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
 use crate::model::{Activations, Extent, Keep, PagedStep, Qwen2, WeightSource, heads};
-use crate::ops::{DrawTokens, FeedTokens, Mark, Narrowing, Ops, PAGE, PagedAttention, PagedQueries};
+use crate::ops::{DrawTokens, FeedTokens, Mark, Narrowing, Ops, PAGE, PagedAttention, PagedQueries, Recording};
 use crate::tensor::{Arenas, DType, Ledgers, Tensor};
 use std::collections::HashMap;
+use std::ops::Range;
 
 /// What the buffers are for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -102,8 +103,8 @@ pub struct Engine {
     staging: [Tensor; 2],
     /// [B] i32: what the rows of a decode step compute
     fed: Tensor,
-    /// [B] i32: what they drew, of two steps in turn
-    drawn: [Tensor; 2],
+    /// [B] i32: what they drew
+    drawn: Tensor,
     /// [B] f32
     log_probabilities: Tensor,
     /// [2 · B] i32 in host memory: tokens drawn, and the bits of their log-probabilities, of two steps in turn
@@ -137,7 +138,27 @@ struct Decode<'a> {
     before: Option<&'a Issued>,
     scheduler: &'a Scheduler,
     samples: &'a Samples,
+    recordings: &'a mut Recordings,
     turn: usize,
+}
+
+/// Decode steps by rows and width of their table: seen, or recorded too.
+type Recordings = HashMap<(usize, usize), Option<Recording>>;
+
+/// Each costs some megabytes of a GPU.
+const MOST_RECORDINGS: usize = 64;
+
+/// Where the arrays of a decode step lie in its inputs, and their extents.
+struct Arrays {
+    ids: Range<usize>,
+    sources: Range<usize>,
+    positions: Range<usize>,
+    cached: Range<usize>,
+    lengths: Range<usize>,
+    draws: Range<usize>,
+    table: Range<usize>,
+    b: usize,
+    width: usize,
 }
 
 /// What the engine knows of samples beside their tokens.
@@ -231,7 +252,7 @@ impl Engine {
             activations,
             inputs: device("step.inputs", &[numbers], DType::I32)?,
             fed: device("step.fed", &[batch], DType::I32)?,
-            drawn: [device("step.drawn.0", &[batch], DType::I32)?, device("step.drawn.1", &[batch], DType::I32)?],
+            drawn: device("step.drawn", &[batch], DType::I32)?,
             log_probabilities: device("step.log_probabilities", &[batch], DType::F32)?,
             logits: device("step.logits", &[batch, vocab], DType::F32)?,
             seen: device("step.seen", &[batch, vocab.div_ceil(32)], DType::I32)?,
@@ -262,6 +283,7 @@ impl Engine {
         let mut samples = Samples::default();
         let mut more = true;
         let mut before: Option<Issued> = None;
+        let mut recordings = Recordings::new();
         let mut turn = 0;
         loop {
             while more && scheduler.wants_more() {
@@ -284,7 +306,8 @@ impl Engine {
                 issued = Some(match step.work {
                     Work::Prefill(chunks) => self.prefill(ops, model, weights, &chunks, turn)?,
                     Work::Decode(rows) => {
-                        let step = Decode { rows, before: before.as_ref(), scheduler: &scheduler, samples: &samples, turn };
+                        let (before, scheduler, samples, recordings) = (before.as_ref(), &scheduler, &samples, &mut recordings);
+                        let step = Decode { rows, before, scheduler, samples, recordings, turn };
                         self.decode(ops, model, weights, settings, step)?
                     }
                 });
@@ -428,7 +451,7 @@ impl Engine {
         settings: &Settings,
         step: Decode,
     ) -> Result<Issued> {
-        let Decode { rows, before, scheduler, samples, turn } = step;
+        let Decode { rows, before, scheduler, samples, recordings, turn } = step;
         let penalised = settings.narrowing.repetition_penalty != 1.0;
         for row in rows.iter().filter(|row| row.fresh && penalised) {
             let bits = seen_bits(scheduler, row.sample, model.config.vocab_size);
@@ -465,20 +488,53 @@ impl Engine {
         let used = writer.used();
         ops.copy(self.staging[turn].rows(used), self.inputs.rows_mut(used))?;
 
-        let inputs = self.inputs.view();
+        let at = Arrays { ids, sources, positions, cached, lengths, draws, table, b, width };
+        match recordings.get(&(b, width)) {
+            Some(Some(recording)) => ops.replay(recording)?,
+            before => {
+                // The first time, libraries choose their algorithms, and kernels are loaded.
+                let record = before.is_some() && recordings.len() <= MOST_RECORDINGS && weights.stays();
+                let mut compute = || self.compute(ops, model, weights, settings, &at);
+                let recording = if record { ops.record(&mut compute)? } else { None };
+                match &recording {
+                    Some(recording) => ops.replay(recording)?,
+                    None => compute()?,
+                }
+                recordings.insert((b, width), recording);
+            }
+        }
+        let (tokens, values) = self.results[turn].view_mut().split_rows(self.batch);
+        ops.copy(self.drawn.rows(b), tokens.into_rows(0..b))?;
+        if settings.log_probabilities {
+            ops.copy(self.log_probabilities.rows(b), values.into_rows(0..b))?;
+        }
+        Ok(Issued { rows, turn, done: ops.mark()? })
+    }
+
+    /// What a decode step does on the device. It depends on nothing but the shapes and the settings, so that it can be recorded.
+    fn compute(
+        &mut self,
+        ops: &dyn Ops,
+        model: &Qwen2,
+        weights: &dyn WeightSource,
+        settings: &Settings,
+        at: &Arrays,
+    ) -> Result<()> {
+        let (b, inputs) = (at.b, self.inputs.view());
+        let array = |range: &Range<usize>| cut(inputs, range.clone(), &[b]);
         ops.feed_tokens(FeedTokens {
-            tokens: cut(inputs, ids, &[b]),
-            source: cut(inputs, sources, &[b]),
-            drawn: before.map_or(self.drawn[1 - turn].view(), |before| self.drawn[before.turn].view()),
+            tokens: array(&at.ids),
+            source: array(&at.sources),
+            drawn: self.drawn.view(),
             out: self.fed.rows_mut(b),
         })?;
         let step = PagedStep {
             tokens: self.fed.rows(b),
-            positions: cut(inputs, positions, &[b]),
-            rows: cut(inputs, cached, &[b]),
+            positions: array(&at.positions),
+            rows: array(&at.cached),
             queries: PagedQueries::Last,
-            pages: cut(inputs, table, &[b, width]),
-            lengths: cut(inputs, lengths, &[b]),
+            pages: cut(inputs, at.table.clone(), &[b, at.width]),
+            lengths: array(&at.lengths),
             cache: self.cache.view_mut(),
             scratch: self.scratch.view_mut(),
             algorithm_rows: DECODE_ROWS,
@@ -489,17 +545,11 @@ impl Engine {
             logits: self.logits.rows(b),
             vocabulary: settings.vocabulary,
             narrowing: settings.narrowing,
-            rows: cut(inputs, draws, &[b, 4]),
-            seen: penalised.then(|| self.seen.view_mut()),
-            tokens: self.drawn[turn].rows_mut(b),
+            rows: cut(inputs, at.draws.clone(), &[b, 4]),
+            seen: (settings.narrowing.repetition_penalty != 1.0).then(|| self.seen.view_mut()),
+            tokens: self.drawn.rows_mut(b),
             log_probabilities: settings.log_probabilities.then(|| self.log_probabilities.rows_mut(b)),
-        })?;
-        let (tokens, values) = self.results[turn].view_mut().split_rows(self.batch);
-        ops.copy(self.drawn[turn].rows(b), tokens.into_rows(0..b))?;
-        if settings.log_probabilities {
-            ops.copy(self.log_probabilities.rows(b), values.into_rows(0..b))?;
-        }
-        Ok(Issued { rows, turn, done: ops.mark()? })
+        })
     }
 
     /// Waits for what a step drew, and ends the samples that are done.

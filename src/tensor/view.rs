@@ -82,7 +82,8 @@ impl Tensor {
     /// # Safety
     /// Until the result is gone, nobody else may read or write these elements, but in an order that the caller keeps by other means.
     pub unsafe fn alias_mut(&self) -> ViewMut<'_> {
-        ViewMut { view: self.view(), life: PhantomData }
+        // SAFETY: the caller's promise.
+        unsafe { self.view().writable() }
     }
 
     /// The first `n` rows.
@@ -138,6 +139,22 @@ impl<'a> View<'a> {
         let shape = Shape::new(shape);
         assert_eq!(shape.elements(), self.elements(), "{} does not reshape to {shape}", self.shape);
         View { shape, ..self }
+    }
+
+    /// The same elements, borrowed for as long as somebody likes.
+    ///
+    /// # Safety
+    /// Whoever follows the result keeps to the rules of borrows by other means.
+    pub unsafe fn unbounded(self) -> View<'static> {
+        View { life: PhantomData, ..self }
+    }
+
+    /// To be written.
+    ///
+    /// # Safety
+    /// Until the result is gone, nobody else may read or write these elements, but in an order that the caller keeps by other means.
+    pub unsafe fn writable(self) -> ViewMut<'a> {
+        ViewMut { view: self, life: PhantomData }
     }
 
     /// The same bytes as one row of elements of another type.

@@ -18,6 +18,17 @@ struct module {
     int count;
 };
 
+// What a stream was given while it was captured: launches of "scale", and copies.
+struct scale { float *x, *out; uint32_t n; float factor; };
+struct node { struct scale scale; uint64_t threads, to, from; size_t bytes; };
+struct graph { struct node nodes[8]; int count; };
+static struct graph *capturing = NULL;
+static void run(const struct node *node) {
+    memcpy((void *)node->to, (void *)node->from, node->bytes);
+    for (uint64_t i = 0; i < node->scale.n && i < node->threads; i++) node->scale.out[i] = node->scale.x[i] * node->scale.factor;
+}
+static void issue(struct node node) { if (capturing) capturing->nodes[capturing->count++] = node; else run(&node); }
+
 static int pending_error = SUCCESS;
 static double clock_ms = 0;
 static int current = 0;
@@ -55,7 +66,21 @@ int cuCtxSetCurrent(void *context) { return current = context != NULL, SUCCESS; 
 
 int cuStreamCreate(void **stream, unsigned flags) { return *stream = malloc(1), bound(flags == 1 ? SUCCESS : INVALID_VALUE); }
 int cuStreamDestroy_v2(void *stream) { return free(stream), SUCCESS; }
-int cuStreamSynchronize(void *stream) { return (void)stream, bound(pending_error); }
+int cuStreamSynchronize(void *stream) { return (void)stream, bound(capturing ? 900 /* STREAM_CAPTURE_UNSUPPORTED */ : pending_error); }
+int cuStreamBeginCapture_v2(void *stream, int mode) {
+    if (!stream || mode != 1 || capturing) return INVALID_VALUE; // THREAD_LOCAL
+    return capturing = calloc(1, sizeof *capturing), bound(SUCCESS);
+}
+int cuStreamEndCapture(void *stream, struct graph **graph) { return *graph = capturing, capturing = NULL, bound(stream && *graph ? SUCCESS : INVALID_VALUE); }
+int cuGraphInstantiateWithFlags(struct graph **exec, struct graph *graph, unsigned long long flags) {
+    return *exec = malloc(sizeof **exec), **exec = *graph, bound(flags ? INVALID_VALUE : SUCCESS);
+}
+int cuGraphDestroy(struct graph *graph) { return free(graph), SUCCESS; }
+int cuGraphExecDestroy(struct graph *exec) { return free(exec), SUCCESS; }
+int cuGraphLaunch(struct graph *exec, void *stream) {
+    for (int i = 0; i < exec->count; i++) run(&exec->nodes[i]);
+    return bound(stream ? SUCCESS : INVALID_VALUE);
+}
 int cuStreamWaitEvent(void *stream, double *event, unsigned flags) { return bound(stream && event && !flags ? SUCCESS : INVALID_VALUE); }
 
 int cuMemAlloc_v2(uint64_t *address, size_t bytes) {
@@ -75,7 +100,7 @@ int cuMemcpyHtoDAsync_v2(uint64_t to, const void *from, size_t bytes, void *stre
 int cuMemcpyDtoHAsync_v2(void *to, uint64_t from, size_t bytes, void *stream) { return memcpy(to, (void *)from, bytes), bound(stream ? SUCCESS : INVALID_VALUE); }
 int cuMemcpyDtoDAsync_v2(uint64_t to, uint64_t from, size_t bytes, void *stream) {
     clock_ms += (double)bytes / 2e9; // 2 TB/s each way
-    return memcpy((void *)to, (void *)from, bytes), bound(stream ? SUCCESS : INVALID_VALUE);
+    return issue((struct node){.to = to, .from = from, .bytes = bytes}), bound(stream ? SUCCESS : INVALID_VALUE);
 }
 
 int cuEventCreate(double **event, unsigned flags) { return *event = malloc(sizeof(double)), (void)flags, bound(SUCCESS); }
@@ -114,10 +139,9 @@ int cuLaunchKernel(struct function *function, unsigned gx, unsigned gy, unsigned
     if (shared > 48 << 10 && shared > (unsigned)function->shared) return INVALID_VALUE;
     if (!strcmp(function->name, "fault")) pending_error = ILLEGAL_ADDRESS;
     if (!strcmp(function->name, "scale")) {
-        struct { float *x, *out; uint32_t n; float factor; } p;
-        memcpy(&p, params[0], sizeof p);
-        uint64_t threads = (uint64_t)gx * gy * gz * bx * by * bz;
-        for (uint64_t i = 0; i < p.n && i < threads; i++) p.out[i] = p.x[i] * p.factor;
+        struct node node = {.threads = (uint64_t)gx * gy * gz * bx * by * bz};
+        memcpy(&node.scale, params[0], sizeof node.scale);
+        issue(node);
     }
     return bound(SUCCESS);
 }

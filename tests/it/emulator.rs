@@ -4,6 +4,9 @@ use limo_engine::device::emulator::Emulator;
 use limo_engine::device::images::images;
 use limo_engine::device::{Launch, Launcher, Stream};
 use limo_engine::error::Result;
+use limo_engine::model::download_f32;
+use limo_engine::ops::Ops;
+use limo_engine::ops::cuda::Cuda;
 use limo_engine::ops::cuda::params::{PlantedParams, Ptr};
 use limo_engine::tensor::{DType, Tensor};
 use limo_engine::testing::buffer::Behind;
@@ -150,6 +153,29 @@ fn streams_overtake_one_another_where_no_event_forbids_it() {
     assert_eq!(results(true), [2.5; 16]);
     let without = results(false);
     assert!(without.contains(&2.5) && without.contains(&0.0), "{without:?}");
+}
+
+#[test]
+fn what_was_recorded_runs_as_often_as_it_is_issued() {
+    let Some(emulator) = emulator(Emulator::plain) else { return };
+    let ops = Cuda::emulated(emulator);
+    let tensor = |values: &[f32]| {
+        let mut tensor = Tensor::alone(ops.allocator(), DType::F32, &[values.len()]).unwrap();
+        ops.upload(bytemuck::cast_slice(values), tensor.view_mut()).unwrap();
+        tensor
+    };
+    let [mut sum, x] = [tensor(&[1.0, -2.0]), tensor(&[0.5, 0.25])];
+    let add = |sum: &mut Tensor| ops.add(x.view(), sum.view_mut());
+    let recording = ops.record(&mut || add(&mut sum)).unwrap().unwrap();
+    assert_eq!(download_f32(&ops, sum.view()).unwrap(), [1.0, -2.0], "recorded, not run");
+    ops.replay(&recording).unwrap();
+    add(&mut sum).unwrap();
+    ops.replay(&recording).unwrap();
+    assert_eq!(download_f32(&ops, sum.view()).unwrap(), [2.5, -1.25]);
+    assert!(ops.record(&mut || ops.synchronize()).is_err());
+    assert!(ops.record(&mut || ops.mark().map(|_| ())).is_err());
+    ops.replay(&recording).unwrap();
+    assert_eq!(download_f32(&ops, sum.view()).unwrap(), [3.0, -1.0]);
 }
 
 /// A kernel on one stream reads what another stream has yet to write.

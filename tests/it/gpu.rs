@@ -144,6 +144,34 @@ fn driver_allocates_launches_copies_and_times() {
 }
 
 #[test]
+fn what_was_recorded_runs_as_often_as_it_is_issued() {
+    with_fakes("what_was_recorded_runs_as_often_as_it_is_issued", "drivers", &[], || {
+        let driver = open();
+        let mut x = device_tensor(&driver, &Tensor::from_f32(&[1.0, -2.0, 3.5], &[3]));
+        let mut out = device_tensor(&driver, &Tensor::from_f32(&[0.0; 3], &[3]));
+        let mut params = bytemuck::bytes_of(&[x.view().address(), out.view().address()]).to_vec();
+        params.extend(3u32.to_le_bytes());
+        params.extend(2f32.to_le_bytes());
+        let launch = Launch { grid: [1, 1, 1], block: [32, 1, 1], shared_bytes: 0 };
+        let mut body = || {
+            // SAFETY: the parameter is what the fake's kernel reads.
+            unsafe { driver.launch("scale", launch, &params)? };
+            driver.copy(out.view(), x.view_mut())
+        };
+        let recording = driver.record(&mut body).unwrap();
+        assert_eq!(download(&driver, &out).view().f32(), [0.0; 3], "recorded, not run");
+        recording.issue().unwrap();
+        recording.issue().unwrap();
+        assert_eq!(download(&driver, &out).view().f32(), [4.0, -8.0, 14.0]);
+        // What waits cannot be recorded, and leaves the stream as it was.
+        let refused = driver.record(&mut || driver.upload(&[0; 12], out.view_mut()));
+        expect_error(refused.map(|_| ()), Kind::Internal, &["waiting for the GPU"]);
+        recording.issue().unwrap();
+        assert_eq!(download(&driver, &x).view().f32(), [8.0, -16.0, 28.0]);
+    });
+}
+
+#[test]
 fn ranges_nest_where_nvtx_is_installed() {
     let log = Path::new(env!("CARGO_TARGET_TMPDIR")).join("nvtx.log");
     if std::env::var_os(CHILD).is_none() {

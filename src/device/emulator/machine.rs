@@ -15,7 +15,8 @@ use std::time::Instant;
 /// When an event happened, once it did.
 pub type Moment = Arc<OnceLock<Instant>>;
 
-/// What a stream does next. Addresses are valid until all work was done: memory waits for that before it goes.
+/// What a stream does next, which can be recorded but for uploads and events. Addresses are valid until all work was done: memory waits for that before it goes.
+#[derive(Clone)]
 pub enum Work {
     Launch {
         kernel: &'static KernelEntry,
@@ -33,6 +34,12 @@ pub enum Work {
         bytes: usize,
         /// Into the device's own memory, not the host's.
         known: bool,
+    },
+    /// A function of the host that writes this memory.
+    Host {
+        run: Arc<dyn Fn() + Send + Sync>,
+        to: u64,
+        bytes: usize,
     },
     Upload {
         data: Vec<u8>,
@@ -54,6 +61,8 @@ struct Streams {
     seed: u64,
     drawn: u64,
     queues: [VecDeque<Work>; 2],
+    /// What is recorded of a stream instead of run.
+    tapes: [Option<Vec<Work>>; 2],
     /// The second stream is in use.
     both: bool,
     stacks: Vec<Stack>,
@@ -67,7 +76,15 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Machine {
     pub fn new(checked: bool, seed: u64) -> Self {
-        let streams = Streams { seed, drawn: 0, queues: Default::default(), both: false, stacks: Vec::new(), error: None };
+        let streams = Streams {
+            seed,
+            drawn: 0,
+            queues: Default::default(),
+            tapes: [None, None],
+            both: false,
+            stacks: Vec::new(),
+            error: None,
+        };
         Machine { checked, regions: AtomicUsize::new(0), buffers: Mutex::default(), streams: Mutex::new(streams) }
     }
 
@@ -89,6 +106,13 @@ impl Machine {
     /// Adds work to a stream. It runs at once as long as only one stream is used, and in natural order; otherwise some work runs, of either.
     pub fn issue(&self, stream: Stream, work: Work) -> Result<()> {
         let mut streams = lock(&self.streams);
+        if let Some(tape) = &mut streams.tapes[stream as usize] {
+            if matches!(work, Work::Upload { .. } | Work::Record(_) | Work::Wait(_)) {
+                return Err(Error::internal("uploads and events are not recorded"));
+            }
+            tape.push(work);
+            return Ok(());
+        }
         streams.queues[stream as usize].push_back(work);
         while !streams.both || streams.seed == 0 || streams.draw(2) == 1 {
             if !self.step(&mut streams)? {
@@ -96,6 +120,15 @@ impl Machine {
             }
         }
         Ok(())
+    }
+
+    /// From now on, until the tape is taken, what is issued to this stream is recorded and not run.
+    pub fn start_tape(&self, stream: Stream) {
+        lock(&self.streams).tapes[stream as usize] = Some(Vec::new());
+    }
+
+    pub fn take_tape(&self, stream: Stream) -> Vec<Work> {
+        lock(&self.streams).tapes[stream as usize].take().unwrap_or_default()
     }
 
     /// Somebody will issue to this stream.
@@ -106,6 +139,9 @@ impl Machine {
     /// Runs a stream's work to its end, and of the other one's as much as that needs, or more.
     pub fn finish(&self, stream: Stream) -> Result<()> {
         let mut streams = lock(&self.streams);
+        if streams.tapes[stream as usize].is_some() {
+            return Err(Error::internal("a stream that is being recorded is waited for"));
+        }
         while !streams.queues[stream as usize].is_empty() {
             self.step(&mut streams)?;
         }
@@ -164,6 +200,10 @@ impl Machine {
                 }
                 // SAFETY: as above; the source was a view's memory, which is not freed before its work is done.
                 unsafe { std::ptr::copy(from as *const u8, to as *mut u8, bytes) }
+            }
+            Work::Host { run, to, bytes } => {
+                note_written(&mut buffers, to, bytes)?;
+                run();
             }
             Work::Upload { data, to } => {
                 note_written(&mut buffers, to, data.len())?;

@@ -14,7 +14,7 @@ mod shadow;
 mod turns;
 mod warp;
 
-use super::{Event, Launch, Launcher, Stream, expect_bytes};
+use super::{Event, Launch, Launcher, Recording, Stream, expect_bytes};
 use crate::error::{Error, Result};
 use crate::tensor::{Allocator, PinnedAllocator, Space, View, ViewMut};
 use machine::{Machine, Moment, Work};
@@ -126,6 +126,18 @@ impl Launcher for Emulator {
         Ok(std::ptr::null_mut())
     }
 
+    fn record(&self, body: &mut dyn FnMut() -> Result<()>) -> Result<Box<dyn Recording>> {
+        self.machine.start_tape(self.stream);
+        let issued = body();
+        let tape = self.machine.take_tape(self.stream);
+        issued?;
+        Ok(Box::new(Tape { machine: self.machine.clone(), stream: self.stream, work: tape }))
+    }
+
+    fn issue_host(&self, run: Arc<dyn Fn() + Send + Sync>, out: View) -> Result<()> {
+        self.machine.issue(self.stream, Work::Host { run, to: out.address(), bytes: out.bytes() })
+    }
+
     fn mark(&self) -> Result<Box<dyn Event>> {
         let moment = Moment::default();
         self.machine.issue(self.stream, Work::Record(moment.clone()))?;
@@ -143,6 +155,19 @@ impl Launcher for Emulator {
     fn synchronize(&self) -> Result<()> {
         self.machine.finish(Stream::Compute)?;
         self.machine.finish(Stream::Copy)
+    }
+}
+
+/// What was recorded of a stream.
+struct Tape {
+    machine: Arc<Machine>,
+    stream: Stream,
+    work: Vec<Work>,
+}
+
+impl Recording for Tape {
+    fn issue(&self) -> Result<()> {
+        self.work.iter().try_for_each(|work| self.machine.issue(self.stream, work.clone()))
     }
 }
 

@@ -9,11 +9,12 @@ use super::{
 use crate::device::driver::Driver;
 use crate::device::gpu::peak_bf16_flops;
 use crate::device::nvtx;
-use crate::device::{Event, Launcher, Stream};
+use crate::device::{self, Event, Launcher, Stream};
 use crate::error::{Error, Result};
 use crate::ops::*;
-use crate::tensor::{Allocator, DType, Shape, Tensor, View, ViewMut};
+use crate::tensor::{Allocator, DType, Shape, View, ViewMut};
 use std::any::Any;
+use std::sync::Arc;
 
 pub struct Cuda {
     device: Device,
@@ -60,25 +61,24 @@ impl Cuda {
     }
 }
 
-/// A product on the host: operands come down, the result goes up.
+/// A product on the host, in the stream's order.
 fn product_on_host(launcher: &dyn Launcher, op: Gemm) -> Result<()> {
     op.check()?;
-    let copy = |x: View| -> Result<Tensor> {
-        let mut copy = Tensor::host(x.dtype(), x.shape());
-        launcher.download(x, copy.view_mut().raw_bytes())?;
-        Ok(copy)
+    let Gemm { a, b, bias, c, accumulate, .. } = op;
+    let out = c.as_view();
+    // SAFETY: the stream's order keeps other work away from these elements, as it does for launches; memory goes only when all work is done.
+    let (a, b, bias, to) = unsafe {
+        let operand = |x: Operand| (x.view.unbounded(), x.transposed);
+        (operand(a), operand(b), bias.map(|bias| bias.unbounded()), out.unbounded())
     };
-    let (a, b, bias) = (copy(op.a.view)?, copy(op.b.view)?, op.bias.map(copy).transpose()?);
-    let mut c = if op.accumulate { copy(op.c.as_view())? } else { Tensor::host(op.c.dtype(), op.c.shape()) };
-    cpu::rounded::gemm(Gemm {
-        a: Operand { view: a.view(), transposed: op.a.transposed },
-        b: Operand { view: b.view(), transposed: op.b.transposed },
-        bias: bias.as_ref().map(Tensor::view),
-        c: c.view_mut(),
-        accumulate: op.accumulate,
-        algorithm_rows: None,
-    })?;
-    launcher.upload(c.view().raw_bytes(), op.c)
+    let run = move || {
+        let operand = |(view, transposed)| Operand { view, transposed };
+        // SAFETY: as above.
+        let c = unsafe { to.writable() };
+        let product = Gemm { a: operand(a), b: operand(b), bias, c, accumulate, algorithm_rows: None };
+        cpu::rounded::gemm(product).expect("the operands were checked");
+    };
+    launcher.issue_host(Arc::new(run), out)
 }
 
 /// Puts the op and the shape of its main operand before an error of a launch, which names kernel and CUDA error.
@@ -179,6 +179,14 @@ impl Ops for Cuda {
     }
     fn copy(&self, x: View, out: ViewMut) -> Result<()> {
         named("copy", *x.shape(), || self.launcher().copy(x, out))
+    }
+
+    fn record(&self, body: &mut dyn FnMut() -> Result<()>) -> Result<Option<Recording>> {
+        Ok(Some(Box::new(self.launcher().record(body)?)))
+    }
+    fn replay(&self, recording: &Recording) -> Result<()> {
+        let recording = recording.downcast_ref::<Box<dyn device::Recording>>();
+        recording.ok_or_else(|| Error::internal("a recording of another backend"))?.issue()
     }
 
     fn fill(&self, out: ViewMut, value: f32) -> Result<()> {
