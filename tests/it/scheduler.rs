@@ -1,5 +1,6 @@
 //! The scheduler of batched sampling against a device that is simulated: memory of pages that hold, for each token, a hash of all tokens up to it.
 
+use limo_engine::error::Kind;
 use limo_engine::sample::scheduler::{Drawn, Limits, Move, Request, Row, SampleId, Scheduler, Stats, Step, Work};
 use limo_engine::testing::random::Random;
 use rayon::prelude::*;
@@ -272,5 +273,149 @@ fn random_traces_run_as_a_plain_simulation_does() {
     println!("{TRACES} traces: {seen:?}");
     for count in [seen.copies, seen.swaps, seen.unknown, seen.replayed, seen.again] {
         assert!(count > 10_000, "{seen:?}");
+    }
+}
+
+/// A job of the shape of real ones, all lengths within their ranges.
+struct Shape {
+    pages: usize,
+    batch: usize,
+    samples: usize,
+    /// Samples of a prompt.
+    each: (usize, usize),
+    prompt: (usize, usize),
+    answer: (usize, usize),
+}
+
+/// How such a job went.
+#[derive(Default, Debug)]
+struct Run {
+    decodes: usize,
+    prefills: usize,
+    moves: usize,
+    /// Means over the decode steps in which samples wait: rows, as a share of the batch; where not all rows are taken, pages that running samples read, as a share of the cache.
+    rows: f64,
+    pages: f64,
+    preemptions: f64,
+    replays: f64,
+    /// Prompt tokens computed, as a multiple of the prompts' tokens.
+    prefilled: f64,
+}
+
+/// Runs a job whose tokens are read a step late.
+fn shaped(shape: &Shape) -> Run {
+    let Shape { pages, batch, samples, each, prompt, answer } = *shape;
+    let mut random = Random::new(1);
+    let mut between = |range: (usize, usize)| range.0 + random.below(range.1 + 1 - range.0);
+    let limits = Limits { page: 64, pages, host_pages: pages / 2, batch, chunk: 2048 };
+    let mut scheduler = Scheduler::new(limits).unwrap();
+    let mut run = Run::default();
+    let mut lengths: HashMap<(u64, u32), usize> = HashMap::new();
+    let (mut prompts, mut prefixes) = (0, 0);
+    let (mut queued, mut starved) = (0, 0);
+    let mut late: Vec<Row> = Vec::new();
+    loop {
+        while scheduler.wants_more() && lengths.len() < samples {
+            let numbers: Vec<u32> = (0..between(each) as u32).collect();
+            lengths.extend(numbers.iter().map(|sample| ((prompts, *sample), between(answer))));
+            let tokens = vec![1; between(prompt)];
+            prefixes += tokens.len() - 1;
+            scheduler.push(Request { prompt: prompts, tokens, samples: numbers, max_tokens: answer.1 }).unwrap();
+            prompts += 1;
+        }
+        let Some(step) = scheduler.step() else { break };
+        run.moves += step.moves.len();
+        let rows = match step.work {
+            Work::Prefill(_) => Vec::new(),
+            Work::Decode(rows) => rows,
+        };
+        run.prefills += rows.is_empty() as usize;
+        run.decodes += !rows.is_empty() as usize;
+        let Stats { preempted, waiting, used, idle, .. } = scheduler.stats();
+        if !rows.is_empty() && preempted + waiting > 0 {
+            queued += 1;
+            run.rows += rows.len() as f64 / batch as f64;
+            if rows.len() < batch {
+                starved += 1;
+                run.pages += (used - idle) as f64 / pages as f64;
+            }
+        }
+        for row in std::mem::replace(&mut late, rows) {
+            let drawn = scheduler.drawn(row.sample, row.index, 1);
+            if drawn != Drawn::Ignored && row.index + 1 == lengths[&scheduler.names(row.sample)] {
+                scheduler.end(row.sample);
+            }
+        }
+    }
+    let Stats { preemptions, replays, prefilled, .. } = scheduler.stats();
+    run.rows /= queued as f64;
+    run.pages /= starved as f64;
+    run.preemptions = preemptions as f64 / lengths.len() as f64;
+    run.replays = replays as f64 / lengths.len() as f64;
+    run.prefilled = prefilled as f64 / prefixes as f64;
+    run
+}
+
+#[test]
+fn the_cache_is_full_while_samples_wait_for_pages() {
+    let difficulty = Shape { pages: 2000, batch: 512, samples: 1000, each: (4, 32), prompt: (100, 400), answer: (200, 4000) };
+    let shapes = [
+        Shape { each: (32, 32), ..difficulty },
+        Shape { each: (1, 1), ..difficulty },
+        Shape { each: (8, 8), answer: (200, 400), samples: 4000, batch: 1024, ..difficulty },
+        Shape { each: (16, 16), prompt: (1000, 3000), answer: (1000, 8000), samples: 300, ..difficulty },
+        difficulty,
+    ];
+    for shape in shapes {
+        let run = shaped(&shape);
+        println!("{:?} samples a prompt: {run:?}", shape.each);
+        assert!(run.pages >= 0.97, "{run:?}");
+        assert!(run.preemptions < 5.0, "{run:?}");
+    }
+}
+
+#[test]
+fn rows_are_taken_while_samples_wait_for_rows() {
+    for each in [1, 4, 32] {
+        let shape =
+            Shape { pages: 20_000, batch: 256, samples: 2000, each: (each, each), prompt: (100, 400), answer: (200, 2000) };
+        let run = shaped(&shape);
+        println!("{each} samples a prompt: {run:?}");
+        assert!(run.rows >= 0.97, "{run:?}");
+        assert!(run.prefills * 10 < run.decodes && run.preemptions == 0.0 && run.prefilled == 1.0, "{run:?}");
+    }
+}
+
+#[test]
+fn what_cannot_run_is_refused() {
+    let limits = Limits { page: 4, pages: 4, host_pages: 0, batch: 2, chunk: 3 };
+    for broken in [
+        Limits { page: 0, ..limits },
+        Limits { pages: 0, ..limits },
+        Limits { batch: 0, ..limits },
+        Limits { chunk: 0, ..limits },
+    ] {
+        assert_eq!(Scheduler::new(broken).err().unwrap().kind, Kind::DoesNotFit);
+    }
+    let mut scheduler = Scheduler::new(limits).unwrap();
+    let request = |tokens: usize, samples: usize, max_tokens: usize| Request {
+        prompt: 5,
+        tokens: vec![1; tokens],
+        samples: vec![0; samples],
+        max_tokens,
+    };
+    for empty in [request(0, 1, 1), request(1, 0, 1), request(1, 1, 0)] {
+        assert_eq!(scheduler.push(empty).unwrap_err().kind, Kind::Internal);
+    }
+    for (tokens, max_tokens) in [(8, 6), (13, 1), (1, 13), (1, usize::MAX)] {
+        assert!(!scheduler.fits(tokens, max_tokens));
+        let error = scheduler.push(request(tokens, 1, max_tokens)).unwrap_err();
+        assert!(error.kind == Kind::DoesNotFit && error.message.contains("prompt 5"), "{error}");
+    }
+    assert_eq!(scheduler.step(), None);
+    assert_eq!(scheduler.stats(), Stats { pages: 4, ..Stats::default() });
+    for (tokens, max_tokens) in [(8, 5), (12, 1), (1, 12)] {
+        assert!(scheduler.fits(tokens, max_tokens));
+        trace(&Job::new(limits, vec![request(tokens, 1, max_tokens)], usize::MAX), &mut Random::new(1));
     }
 }
