@@ -139,28 +139,24 @@ impl Blocks {
         own
     }
 
-    /// Takes a running sample's pages, to host memory where that has room for all of them.
-    pub fn evict(&mut self, key: u64, pages: Vec<u32>, moves: &mut Vec<Move>) -> Place {
-        let room = self.host.free() >= pages.len();
-        let prompt = self.prompts.get_mut(&key).expect("a prompt of a running sample is there");
-        prompt.readers -= 1;
-        prompt.forks += !room as usize;
-        let mut out = Vec::new();
+    /// Moves a running sample's own pages to host memory, which has room.
+    pub fn swap_out(&mut self, key: u64, place: Place, moves: &mut Vec<Move>) -> Place {
+        let Place::Cache { pages, .. } = place else { unreachable!("a running sample has pages") };
+        let mut out = Vec::with_capacity(pages.len());
         for page in pages {
-            if room {
-                out.push(self.host.take());
-                moves.push(Move::Out { page, host: out[out.len() - 1] });
-            }
+            let host = self.host.take();
+            moves.push(Move::Out { page, host });
             self.cache.give(page);
+            out.push(host);
         }
+        self.prompts.get_mut(&key).expect("a prompt of a running sample is there").readers -= 1;
         self.settle(key);
-        if room { Place::Host { pages: out } } else { Place::Nowhere }
+        Place::Host { pages: out }
     }
 
-    /// Frees what a sample in `place` holds: it has no work left.
-    pub fn free(&mut self, key: u64, place: Place) {
+    /// Frees what a sample in `place` holds. It will start again, or has no work left.
+    pub fn free(&mut self, key: u64, place: Place, again: bool) {
         let prompt = self.prompts.get_mut(&key).expect("a prompt with work left is there");
-        prompt.alive -= 1;
         match place {
             Place::Cache { pages, .. } => {
                 prompt.readers -= 1;
@@ -169,6 +165,10 @@ impl Blocks {
             Place::Host { pages } => pages.into_iter().for_each(|page| self.host.give(page)),
             Place::Nowhere => prompt.forks -= 1,
             Place::Done => unreachable!("a sample is freed once"),
+        }
+        match again {
+            true => prompt.forks += 1,
+            false => prompt.alive -= 1,
         }
         self.settle(key);
     }

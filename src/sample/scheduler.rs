@@ -305,20 +305,34 @@ impl Scheduler {
         self.stats.preemptions == before
     }
 
-    /// Takes row and pages from the youngest that runs.
+    /// Takes row and pages from the youngest that runs. The pages move to host memory, where those of still younger samples make way for them.
     fn preempt(&mut self, moves: &mut Vec<Move>) {
         let id = self.running.pop().expect("somebody runs");
-        let sample = self.samples.get_mut(&id).expect("a running sample has not ended");
-        let place = std::mem::replace(&mut sample.place, Place::Done);
-        let Place::Cache { slot, pages, .. } = place else { unreachable!("a running sample has a row") };
-        self.slots.give(slot);
-        sample.place = self.blocks.evict(sample.prompt, pages, moves);
-        if let Place::Nowhere = sample.place {
-            sample.computed = self.blocks.prompts[&sample.prompt].prefix();
-            self.stats.replays += 1;
+        let Place::Cache { slot, pages, .. } = &self.samples[&id].place else { unreachable!("a running sample has a row") };
+        let held = pages.len();
+        self.slots.give(*slot);
+        if held <= self.limits.host_pages {
+            while self.blocks.host.free() < held {
+                let hosted = |id: &&SampleId| matches!(self.samples[id].place, Place::Host { .. });
+                let youngest = self.preempted.iter().rfind(hosted);
+                self.lose(*youngest.expect("preempted samples hold what is not free"));
+            }
+            let sample = self.samples.get_mut(&id).expect("a running sample has not ended");
+            let place = std::mem::replace(&mut sample.place, Place::Done);
+            sample.place = self.blocks.swap_out(sample.prompt, place, moves);
+        } else {
+            self.lose(id);
         }
         self.stats.preemptions += 1;
         self.preempted.push_front(id);
+    }
+
+    /// Takes a sample's pages for good: it will be computed again from the end of the prefix on.
+    fn lose(&mut self, id: SampleId) {
+        let sample = self.samples.get_mut(&id).expect("a sample that holds pages has not ended");
+        sample.computed = self.blocks.prompts[&sample.prompt].prefix();
+        self.blocks.free(sample.prompt, std::mem::replace(&mut sample.place, Place::Nowhere), true);
+        self.stats.replays += 1;
     }
 
     /// Gives rows to those who wait, as far as there are rows and room.
@@ -396,7 +410,7 @@ impl Scheduler {
                 } else {
                     self.preempted.retain(|other| *other != id);
                 }
-                self.blocks.free(sample.prompt, place);
+                self.blocks.free(sample.prompt, place, false);
             }
         }
     }
