@@ -73,6 +73,11 @@ impl Blocks {
         prompt.prefix() / self.page
     }
 
+    /// Whether the prefix ends within a page.
+    fn has_tail(&self, prompt: &Prompt) -> bool {
+        !prompt.prefix().is_multiple_of(self.page)
+    }
+
     /// Tokens of the prefix that waiting samples lack, and the pages that these tokens lack: all of them to start a sample, the shared pages to
     /// bring one back.
     pub fn missing(&self, key: u64) -> (usize, usize) {
@@ -94,37 +99,33 @@ impl Blocks {
         start
     }
 
-    /// Pages that a sample in `place` takes when it runs with `computed` tokens, one more computed at once.
+    /// Pages that a sample in `place` with `computed` tokens takes when it runs, for one more token.
     pub fn wanted(&self, key: u64, place: &Place, computed: usize) -> usize {
         let prompt = &self.prompts[&key];
         let inherited = matches!(place, Place::Nowhere) && prompt.forks == 1 && self.has_tail(prompt);
         self.pages_of(computed + 1) - self.shared(prompt) - inherited as usize
     }
 
-    fn has_tail(&self, prompt: &Prompt) -> bool {
-        !prompt.prefix().is_multiple_of(self.page)
-    }
-
     /// Gives a sample in `place` its own pages: those in host memory, or the start of the prefix's partly filled page, of which the last sample to start
     /// takes the original.
     pub fn bring(&mut self, key: u64, place: Place, computed: usize, moves: &mut Vec<Move>) -> Vec<u32> {
-        let has_tail = self.has_tail(&self.prompts[&key]);
-        let shared = self.shared(&self.prompts[&key]);
-        let prompt = self.prompts.get_mut(&key).expect("a prompt of a waiting sample is there");
+        let prompt = &self.prompts[&key];
+        let (shared, has_tail) = (self.shared(prompt), self.has_tail(prompt));
+        let prompt = self.prompts.get_mut(&key).expect("it is there");
         let mut own = Vec::new();
         match place {
             Place::Host { pages } => {
                 for host in pages {
-                    own.push(self.cache.take());
-                    moves.push(Move::In { host, page: own[own.len() - 1] });
+                    let page = self.cache.take();
+                    moves.push(Move::In { host, page });
                     self.host.give(host);
+                    own.push(page);
                 }
             }
             _ => {
                 prompt.forks -= 1;
                 if has_tail && prompt.forks == 0 {
                     own.extend(prompt.pages.pop());
-                    prompt.computed = shared * self.page;
                 } else if has_tail {
                     own.push(self.cache.take());
                     moves.push(Move::Copy { from: prompt.pages[shared], to: own[0] });
@@ -198,6 +199,7 @@ impl Blocks {
     fn settle(&mut self, key: u64) {
         let prompt = &self.prompts[&key];
         if prompt.alive == 0 {
+            assert_eq!((prompt.forks, prompt.readers), (0, 0), "a prompt without samples is read");
             self.cut(key, 0);
             self.prompts.remove(&key);
         } else if prompt.forks == 0 {

@@ -117,7 +117,7 @@ impl Scheduler {
         })
     }
 
-    /// Whether fewer samples wait to start than could at once: the caller pushes requests until it is false, so that host memory does not grow with the job.
+    /// Whether fewer samples wait to start than could run: the caller pushes requests until it is false, so that host memory does not grow with the job.
     pub fn wants_more(&self) -> bool {
         self.stats.waiting < self.limits.batch
     }
@@ -146,8 +146,8 @@ impl Scheduler {
         Ok(())
     }
 
-    /// What to run next. A step may be asked for before the draws of the last one are reported. `None` if nothing is left to run until more is
-    /// pushed, or draws are reported that are later than that.
+    /// What to run next. It may be asked for before the draws of the last step are reported, not of earlier ones. `None` if no sample waits or runs; then only
+    /// draws may be left to report.
     pub fn step(&mut self) -> Option<Step> {
         // Steps are done in order, so a page is free once the last step that reads it is issued.
         for id in std::mem::take(&mut self.asked) {
@@ -235,6 +235,7 @@ impl Scheduler {
         preempted.chain(new)
     }
 
+    /// The head of the line.
     fn first(&self) -> Option<(u64, usize)> {
         self.line().next()
     }
