@@ -126,6 +126,7 @@ impl Blocks {
                 prompt.forks -= 1;
                 if has_tail && prompt.forks == 0 {
                     own.extend(prompt.pages.pop());
+                    prompt.computed = shared * self.page;
                 } else if has_tail {
                     own.push(self.cache.take());
                     moves.push(Move::Copy { from: prompt.pages[shared], to: own[0] });
@@ -185,41 +186,34 @@ impl Blocks {
         self.idle.iter().map(|key| self.prompts[key].pages.len()).sum()
     }
 
-    /// Sees that so many pages are free, if need be by dropping prefixes that no running sample reads, the youngest first; that of `keep` stays.
-    /// They are computed again when their turn comes. Returns whether there are as many.
-    pub fn make_room(&mut self, pages: usize, keep: Option<u64>) -> bool {
+    /// Sees that so many pages are free, if need be by dropping prefixes that no running sample reads, the youngest first. They are computed again when
+    /// their turn comes. Returns whether there are as many.
+    pub fn make_room(&mut self, pages: usize) -> bool {
         while self.cache.free() < pages {
-            let Some(key) = self.idle.iter().rev().copied().find(|key| Some(*key) != keep) else { return false };
-            self.cut(key, 0);
+            let Some(key) = self.idle.last().copied() else { return false };
+            self.drop_prefix(key);
         }
         true
     }
 
-    /// Frees pages of a prompt that nothing will read, and notes whether anything reads the others now.
+    /// Notes whether a running sample reads the pages of a prompt. A prompt without samples goes.
     fn settle(&mut self, key: u64) {
         let prompt = &self.prompts[&key];
         if prompt.alive == 0 {
             assert_eq!((prompt.forks, prompt.readers), (0, 0), "a prompt without samples is read");
-            self.cut(key, 0);
+            self.drop_prefix(key);
             self.prompts.remove(&key);
-        } else if prompt.forks == 0 {
-            self.cut(key, self.shared(prompt));
+        } else if prompt.readers == 0 && !prompt.pages.is_empty() {
+            self.idle.insert(key);
         } else {
-            self.cut(key, prompt.pages.len());
+            self.idle.remove(&key);
         }
     }
 
-    /// Leaves a prompt so many of its pages at most.
-    fn cut(&mut self, key: u64, pages: usize) {
-        let prompt = self.prompts.get_mut(&key).expect("a prompt that is cut is there");
-        while prompt.pages.len() > pages {
-            self.cache.give(prompt.pages.pop().expect("there are more"));
-        }
-        prompt.computed = prompt.computed.min(prompt.pages.len() * self.page);
-        if prompt.readers == 0 && !prompt.pages.is_empty() {
-            self.idle.insert(key)
-        } else {
-            self.idle.remove(&key)
-        };
+    fn drop_prefix(&mut self, key: u64) {
+        let prompt = self.prompts.get_mut(&key).expect("a prompt with pages is there");
+        prompt.pages.drain(..).for_each(|page| self.cache.give(page));
+        prompt.computed = 0;
+        self.idle.remove(&key);
     }
 }

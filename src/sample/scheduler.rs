@@ -257,7 +257,7 @@ impl Scheduler {
             return Vec::new();
         }
         if self.running.is_empty() {
-            self.blocks.make_room(pages + missing.1, Some(first));
+            self.blocks.make_room(pages + missing.1);
         }
         let Limits { batch, chunk, .. } = self.limits;
         let served = (self.slots.free() + (batch / 16).max(1)).min(batch);
@@ -297,7 +297,7 @@ impl Scheduler {
             let held = self.blocks.shared_pages(sample.prompt).len() + pages.len();
             if held == self.blocks.pages_of(sample.computed + 1) {
                 turn += 1;
-            } else if self.blocks.make_room(1, None) {
+            } else if self.blocks.make_room(1) {
                 pages.push(self.blocks.cache.take());
             } else {
                 self.preempt(moves);
@@ -340,7 +340,7 @@ impl Scheduler {
     fn admit(&mut self, moves: &mut Vec<Move>) {
         while let Some((key, pages)) = self.first() {
             if self.running.is_empty() {
-                self.blocks.make_room(pages, Some(key));
+                self.blocks.make_room(pages);
             }
             if self.slots.free() == 0 || self.blocks.missing(key).0 > 0 || pages > self.room() {
                 return;
