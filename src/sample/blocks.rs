@@ -3,6 +3,29 @@
 use super::sequence::{Place, Prompt};
 use std::collections::{BTreeMap, BTreeSet};
 
+/// What a step may use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Tokens of a page.
+    pub page: usize,
+    /// Pages of the cache.
+    pub pages: usize,
+    /// Pages in host memory that preempted samples move to.
+    pub host_pages: usize,
+    /// Rows of a decode step; also chunks of a prefill step.
+    pub batch: usize,
+    /// Tokens of a prefill step.
+    pub chunk: usize,
+}
+
+impl Limits {
+    /// Whether a sample of `max_tokens` new tokens after a prompt can run at all: alone, beside the prompt's partly filled page that further samples copy.
+    pub fn fits(&self, prompt_tokens: usize, max_tokens: usize) -> bool {
+        let cached = prompt_tokens.saturating_add(max_tokens).saturating_sub(1);
+        cached.div_ceil(self.page) < self.pages
+    }
+}
+
 /// What a step does to pages before its work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Move {
@@ -59,7 +82,8 @@ pub(super) struct Blocks {
 }
 
 impl Blocks {
-    pub fn new(page: usize, pages: usize, host_pages: usize) -> Self {
+    pub fn new(limits: &Limits) -> Self {
+        let Limits { page, pages, host_pages, .. } = *limits;
         let (cache, host) = (Pool::new(pages), Pool::new(host_pages));
         Blocks { page, cache, host, prompts: BTreeMap::new(), idle: BTreeSet::new() }
     }

@@ -7,35 +7,12 @@
 //! preempted, behind these those that have not started. A page is taken from the youngest, a row is given to the oldest that waits. So the oldest sample
 //! runs in every decode step, and each becomes the oldest.
 
-pub use super::blocks::Move;
 use super::blocks::{Blocks, Pool};
+pub use super::blocks::{Limits, Move};
 pub use super::sequence::{Chunk, Drawn, Ended, Request, Row, SampleId};
 use super::sequence::{Place, Prompt, Sample};
 use crate::error::{Error, Result};
 use std::collections::{BTreeMap, VecDeque};
-
-/// What a step may use.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Limits {
-    /// Tokens of a page.
-    pub page: usize,
-    /// Pages of the cache.
-    pub pages: usize,
-    /// Pages in host memory that preempted samples move to.
-    pub host_pages: usize,
-    /// Rows of a decode step; also chunks of a prefill step.
-    pub batch: usize,
-    /// Tokens of a prefill step.
-    pub chunk: usize,
-}
-
-impl Limits {
-    /// Whether a sample of `max_tokens` new tokens after a prompt can run at all: alone, beside the prompt's partly filled page that further samples copy.
-    pub fn fits(&self, prompt_tokens: usize, max_tokens: usize) -> bool {
-        let cached = prompt_tokens.saturating_add(max_tokens).saturating_sub(1);
-        cached.div_ceil(self.page) < self.pages
-    }
-}
 
 /// What to do next: the moves in their order, then the work. Steps are done in the order in which they were issued.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -97,14 +74,14 @@ impl Scheduler {
     /// Errors: does not fit, if there is no row, no token of a chunk, or no page.
     pub fn new(limits: Limits) -> Result<Self> {
         let Limits { page, pages, host_pages, batch, chunk } = limits;
-        let sound = |n: usize| (1..=i32::MAX as usize).contains(&n);
-        if !(sound(page) && sound(pages) && sound(batch) && sound(chunk) && host_pages <= i32::MAX as usize) {
+        let sound = |n: &usize| (1..=i32::MAX as usize).contains(n);
+        if ![page, pages, batch, chunk, host_pages.saturating_add(1)].iter().all(sound) {
             return Err(Error::does_not_fit(format!("no sample runs within {limits:?}"))
                 .help("give the cache more memory, or the batch at least one row"));
         }
         Ok(Scheduler {
             limits,
-            blocks: Blocks::new(page, pages, host_pages),
+            blocks: Blocks::new(&limits),
             slots: Pool::new(batch),
             queue: VecDeque::new(),
             arrived: 0,
@@ -190,7 +167,7 @@ impl Scheduler {
         &self.samples[&sample].tokens
     }
 
-    /// The prompt of a sample. Panics if it has ended.
+    /// The prompt of a sample that had a row in the last step. Panics if it has ended.
     pub fn prompt(&self, sample: SampleId) -> &[i32] {
         &self.blocks.prompts[&self.samples[&sample].prompt].request.tokens
     }

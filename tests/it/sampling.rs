@@ -54,8 +54,7 @@ fn requests(count: u64, longest: usize, new: usize, vocabulary: usize) -> Vec<Re
 
 type Answers = BTreeMap<(u64, u32), (Vec<i32>, Vec<u32>, FinishReason)>;
 
-const SETTINGS: Narrowing =
-    Narrowing { temperature: 1.2, top_k: 50, top_p: 0.95, min_p: 0.001, repetition_penalty: 1.1 };
+const SETTINGS: Narrowing = Narrowing { temperature: 1.2, top_k: 50, top_p: 0.95, min_p: 0.001, repetition_penalty: 1.1 };
 
 fn sample(model: &Model, capacity: Capacity, requests: &[Request], narrowing: Narrowing) -> (Answers, Stats) {
     let mut engine = Engine::new(model.ops.as_ref(), &model.qwen2.config, capacity).unwrap();

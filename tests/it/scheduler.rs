@@ -461,14 +461,14 @@ fn what_cannot_run_is_refused() {
         assert_eq!(scheduler.push(empty).unwrap_err().kind, Kind::Internal);
     }
     for (tokens, max_tokens) in [(8, 6), (13, 1), (1, 13), (1, usize::MAX)] {
-        assert!(!scheduler.fits(tokens, max_tokens));
+        assert!(!limits.fits(tokens, max_tokens));
         let error = scheduler.push(request(tokens, 1, max_tokens)).unwrap_err();
         assert!(error.kind == Kind::DoesNotFit && error.message.contains("prompt 5"), "{error}");
     }
     assert_eq!(scheduler.step(), None);
     assert_eq!(scheduler.stats(), Stats { pages: 4, ..Stats::default() });
     for (tokens, max_tokens) in [(8, 5), (12, 1), (1, 12)] {
-        assert!(scheduler.fits(tokens, max_tokens));
+        assert!(limits.fits(tokens, max_tokens));
         Trace::run(&Job::new(limits, vec![request(tokens, 1, max_tokens)], usize::MAX), &mut Random::new(1));
     }
 }
