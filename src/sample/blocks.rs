@@ -3,6 +3,29 @@
 use super::sequence::{Place, Prompt};
 use std::collections::{BTreeMap, BTreeSet};
 
+/// What a step may use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Tokens of a page.
+    pub page: usize,
+    /// Pages of the cache.
+    pub pages: usize,
+    /// Pages in host memory that preempted samples move to.
+    pub host_pages: usize,
+    /// Rows of a decode step; also chunks of a prefill step.
+    pub batch: usize,
+    /// Tokens of a prefill step.
+    pub chunk: usize,
+}
+
+impl Limits {
+    /// Whether a sample of `max_tokens` new tokens after a prompt can run at all: alone, beside the prompt's partly filled page that further samples copy.
+    pub fn fits(&self, prompt_tokens: usize, max_tokens: usize) -> bool {
+        let cached = prompt_tokens.saturating_add(max_tokens).saturating_sub(1);
+        cached.div_ceil(self.page) < self.pages
+    }
+}
+
 /// What a step does to pages before its work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Move {
@@ -59,7 +82,8 @@ pub(super) struct Blocks {
 }
 
 impl Blocks {
-    pub fn new(page: usize, pages: usize, host_pages: usize) -> Self {
+    pub fn new(limits: &Limits) -> Self {
+        let Limits { page, pages, host_pages, .. } = *limits;
         let (cache, host) = (Pool::new(pages), Pool::new(host_pages));
         Blocks { page, cache, host, prompts: BTreeMap::new(), idle: BTreeSet::new() }
     }
@@ -71,6 +95,11 @@ impl Blocks {
     /// Full pages of a prompt's prefix, which its samples share.
     fn shared(&self, prompt: &Prompt) -> usize {
         prompt.prefix() / self.page
+    }
+
+    /// Whether the prefix ends within a page.
+    fn has_tail(&self, prompt: &Prompt) -> bool {
+        !prompt.prefix().is_multiple_of(self.page)
     }
 
     /// Tokens of the prefix that waiting samples lack, and the pages that these tokens lack: all of them to start a sample, the shared pages to
@@ -94,30 +123,27 @@ impl Blocks {
         start
     }
 
-    /// Pages that a sample in `place` takes when it runs with `computed` tokens, one more computed at once.
+    /// Pages that a sample in `place` with `computed` tokens takes when it runs, for one more token.
     pub fn wanted(&self, key: u64, place: &Place, computed: usize) -> usize {
         let prompt = &self.prompts[&key];
         let inherited = matches!(place, Place::Nowhere) && prompt.forks == 1 && self.has_tail(prompt);
         self.pages_of(computed + 1) - self.shared(prompt) - inherited as usize
     }
 
-    fn has_tail(&self, prompt: &Prompt) -> bool {
-        !prompt.prefix().is_multiple_of(self.page)
-    }
-
     /// Gives a sample in `place` its own pages: those in host memory, or the start of the prefix's partly filled page, of which the last sample to start
     /// takes the original.
     pub fn bring(&mut self, key: u64, place: Place, computed: usize, moves: &mut Vec<Move>) -> Vec<u32> {
-        let has_tail = self.has_tail(&self.prompts[&key]);
-        let shared = self.shared(&self.prompts[&key]);
-        let prompt = self.prompts.get_mut(&key).expect("a prompt of a waiting sample is there");
+        let prompt = &self.prompts[&key];
+        let (shared, has_tail) = (self.shared(prompt), self.has_tail(prompt));
+        let prompt = self.prompts.get_mut(&key).expect("it is there");
         let mut own = Vec::new();
         match place {
             Place::Host { pages } => {
                 for host in pages {
-                    own.push(self.cache.take());
-                    moves.push(Move::In { host, page: own[own.len() - 1] });
+                    let page = self.cache.take();
+                    moves.push(Move::In { host, page });
                     self.host.give(host);
+                    own.push(page);
                 }
             }
             _ => {
@@ -139,28 +165,24 @@ impl Blocks {
         own
     }
 
-    /// Takes a running sample's pages, to host memory where that has room for all of them.
-    pub fn evict(&mut self, key: u64, pages: Vec<u32>, moves: &mut Vec<Move>) -> Place {
-        let room = self.host.free() >= pages.len();
-        let prompt = self.prompts.get_mut(&key).expect("a prompt of a running sample is there");
-        prompt.readers -= 1;
-        prompt.forks += !room as usize;
-        let mut out = Vec::new();
+    /// Moves a running sample's own pages to host memory, which has room.
+    pub fn swap_out(&mut self, key: u64, place: Place, moves: &mut Vec<Move>) -> Place {
+        let Place::Cache { pages, .. } = place else { unreachable!("a running sample has pages") };
+        let mut out = Vec::with_capacity(pages.len());
         for page in pages {
-            if room {
-                out.push(self.host.take());
-                moves.push(Move::Out { page, host: out[out.len() - 1] });
-            }
+            let host = self.host.take();
+            moves.push(Move::Out { page, host });
             self.cache.give(page);
+            out.push(host);
         }
+        self.prompts.get_mut(&key).expect("a prompt of a running sample is there").readers -= 1;
         self.settle(key);
-        if room { Place::Host { pages: out } } else { Place::Nowhere }
+        Place::Host { pages: out }
     }
 
-    /// Frees what a sample in `place` holds: it has no work left.
-    pub fn free(&mut self, key: u64, place: Place) {
+    /// Frees what a sample in `place` holds. It will start again, or has no work left.
+    pub fn free(&mut self, key: u64, place: Place, again: bool) {
         let prompt = self.prompts.get_mut(&key).expect("a prompt with work left is there");
-        prompt.alive -= 1;
         match place {
             Place::Cache { pages, .. } => {
                 prompt.readers -= 1;
@@ -169,6 +191,10 @@ impl Blocks {
             Place::Host { pages } => pages.into_iter().for_each(|page| self.host.give(page)),
             Place::Nowhere => prompt.forks -= 1,
             Place::Done => unreachable!("a sample is freed once"),
+        }
+        match again {
+            true => prompt.forks += 1,
+            false => prompt.alive -= 1,
         }
         self.settle(key);
     }
@@ -184,40 +210,34 @@ impl Blocks {
         self.idle.iter().map(|key| self.prompts[key].pages.len()).sum()
     }
 
-    /// Sees that so many pages are free, if need be by dropping prefixes that no running sample reads, the youngest first; that of `keep` stays.
-    /// They are computed again when their turn comes. Returns whether there are as many.
-    pub fn make_room(&mut self, pages: usize, keep: Option<u64>) -> bool {
+    /// Sees that so many pages are free, if need be by dropping prefixes that no running sample reads, the youngest first. They are computed again when
+    /// their turn comes. Returns whether there are as many.
+    pub fn make_room(&mut self, pages: usize) -> bool {
         while self.cache.free() < pages {
-            let Some(key) = self.idle.iter().rev().copied().find(|key| Some(*key) != keep) else { return false };
-            self.cut(key, 0);
+            let Some(key) = self.idle.last().copied() else { return false };
+            self.drop_prefix(key);
         }
         true
     }
 
-    /// Frees pages of a prompt that nothing will read, and notes whether anything reads the others now.
+    /// Notes whether a running sample reads the pages of a prompt. A prompt without samples goes.
     fn settle(&mut self, key: u64) {
         let prompt = &self.prompts[&key];
         if prompt.alive == 0 {
-            self.cut(key, 0);
+            assert_eq!((prompt.forks, prompt.readers), (0, 0), "a prompt without samples is read");
+            self.drop_prefix(key);
             self.prompts.remove(&key);
-        } else if prompt.forks == 0 {
-            self.cut(key, self.shared(prompt));
+        } else if prompt.readers == 0 && !prompt.pages.is_empty() {
+            self.idle.insert(key);
         } else {
-            self.cut(key, prompt.pages.len());
+            self.idle.remove(&key);
         }
     }
 
-    /// Leaves a prompt so many of its pages at most.
-    fn cut(&mut self, key: u64, pages: usize) {
-        let prompt = self.prompts.get_mut(&key).expect("a prompt that is cut is there");
-        while prompt.pages.len() > pages {
-            self.cache.give(prompt.pages.pop().expect("there are more"));
-        }
-        prompt.computed = prompt.computed.min(prompt.pages.len() * self.page);
-        if prompt.readers == 0 && !prompt.pages.is_empty() {
-            self.idle.insert(key)
-        } else {
-            self.idle.remove(&key)
-        };
+    fn drop_prefix(&mut self, key: u64) {
+        let prompt = self.prompts.get_mut(&key).expect("a prompt with pages is there");
+        prompt.pages.drain(..).for_each(|page| self.cache.give(page));
+        prompt.computed = 0;
+        self.idle.remove(&key);
     }
 }

@@ -7,35 +7,12 @@
 //! preempted, behind these those that have not started. A page is taken from the youngest, a row is given to the oldest that waits. So the oldest sample
 //! runs in every decode step, and each becomes the oldest.
 
-pub use super::blocks::Move;
 use super::blocks::{Blocks, Pool};
+pub use super::blocks::{Limits, Move};
 pub use super::sequence::{Chunk, Drawn, Ended, Request, Row, SampleId};
 use super::sequence::{Place, Prompt, Sample};
 use crate::error::{Error, Result};
 use std::collections::{BTreeMap, VecDeque};
-
-/// What a step may use.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Limits {
-    /// Tokens of a page.
-    pub page: usize,
-    /// Pages of the cache.
-    pub pages: usize,
-    /// Pages in host memory that preempted samples move to.
-    pub host_pages: usize,
-    /// Rows of a decode step; also chunks of a prefill step.
-    pub batch: usize,
-    /// Tokens of a prefill step.
-    pub chunk: usize,
-}
-
-impl Limits {
-    /// Whether a sample of `max_tokens` new tokens after a prompt can run at all: alone, beside the prompt's partly filled page that further samples copy.
-    pub fn fits(&self, prompt_tokens: usize, max_tokens: usize) -> bool {
-        let cached = prompt_tokens.saturating_add(max_tokens).saturating_sub(1);
-        cached.div_ceil(self.page) < self.pages
-    }
-}
 
 /// What to do next: the moves in their order, then the work. Steps are done in the order in which they were issued.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -97,14 +74,14 @@ impl Scheduler {
     /// Errors: does not fit, if there is no row, no token of a chunk, or no page.
     pub fn new(limits: Limits) -> Result<Self> {
         let Limits { page, pages, host_pages, batch, chunk } = limits;
-        let sound = |n: usize| (1..=i32::MAX as usize).contains(&n);
-        if !(sound(page) && sound(pages) && sound(batch) && sound(chunk) && host_pages <= i32::MAX as usize) {
+        let sound = |n: &usize| (1..=i32::MAX as usize).contains(n);
+        if ![page, pages, batch, chunk, host_pages.saturating_add(1)].iter().all(sound) {
             return Err(Error::does_not_fit(format!("no sample runs within {limits:?}"))
                 .help("give the cache more memory, or the batch at least one row"));
         }
         Ok(Scheduler {
             limits,
-            blocks: Blocks::new(page, pages, host_pages),
+            blocks: Blocks::new(&limits),
             slots: Pool::new(batch),
             queue: VecDeque::new(),
             arrived: 0,
@@ -117,7 +94,7 @@ impl Scheduler {
         })
     }
 
-    /// Whether fewer samples wait to start than could at once: the caller pushes requests until it is false, so that host memory does not grow with the job.
+    /// Whether fewer samples wait to start than could run: the caller pushes requests until it is false, so that host memory does not grow with the job.
     pub fn wants_more(&self) -> bool {
         self.stats.waiting < self.limits.batch
     }
@@ -146,8 +123,8 @@ impl Scheduler {
         Ok(())
     }
 
-    /// What to run next. A step may be asked for before the draws of the last one are reported. `None` if nothing is left to run until more is
-    /// pushed, or draws are reported that are later than that.
+    /// What to run next. It may be asked for before the draws of the last step are reported, not of earlier ones. `None` if no sample waits or runs; then only
+    /// draws may be left to report.
     pub fn step(&mut self) -> Option<Step> {
         // Steps are done in order, so a page is free once the last step that reads it is issued.
         for id in std::mem::take(&mut self.asked) {
@@ -190,7 +167,7 @@ impl Scheduler {
         &self.samples[&sample].tokens
     }
 
-    /// The prompt of a sample. Panics if it has ended.
+    /// The prompt of a sample that had a row in the last step. Panics if it has ended.
     pub fn prompt(&self, sample: SampleId) -> &[i32] {
         &self.blocks.prompts[&self.samples[&sample].prompt].request.tokens
     }
@@ -235,6 +212,7 @@ impl Scheduler {
         preempted.chain(new)
     }
 
+    /// The head of the line.
     fn first(&self) -> Option<(u64, usize)> {
         self.line().next()
     }
@@ -256,7 +234,7 @@ impl Scheduler {
             return Vec::new();
         }
         if self.running.is_empty() {
-            self.blocks.make_room(pages + missing.1, Some(first));
+            self.blocks.make_room(pages + missing.1);
         }
         let Limits { batch, chunk, .. } = self.limits;
         let served = (self.slots.free() + (batch / 16).max(1)).min(batch);
@@ -296,7 +274,7 @@ impl Scheduler {
             let held = self.blocks.shared_pages(sample.prompt).len() + pages.len();
             if held == self.blocks.pages_of(sample.computed + 1) {
                 turn += 1;
-            } else if self.blocks.make_room(1, None) {
+            } else if self.blocks.make_room(1) {
                 pages.push(self.blocks.cache.take());
             } else {
                 self.preempt(moves);
@@ -305,27 +283,41 @@ impl Scheduler {
         self.stats.preemptions == before
     }
 
-    /// Takes row and pages from the youngest that runs.
+    /// Takes row and pages from the youngest that runs. The pages move to host memory, where those of still younger samples make way for them.
     fn preempt(&mut self, moves: &mut Vec<Move>) {
         let id = self.running.pop().expect("somebody runs");
-        let sample = self.samples.get_mut(&id).expect("a running sample has not ended");
-        let place = std::mem::replace(&mut sample.place, Place::Done);
-        let Place::Cache { slot, pages, .. } = place else { unreachable!("a running sample has a row") };
-        self.slots.give(slot);
-        sample.place = self.blocks.evict(sample.prompt, pages, moves);
-        if let Place::Nowhere = sample.place {
-            sample.computed = self.blocks.prompts[&sample.prompt].prefix();
-            self.stats.replays += 1;
+        let Place::Cache { slot, pages, .. } = &self.samples[&id].place else { unreachable!("a running sample has a row") };
+        let held = pages.len();
+        self.slots.give(*slot);
+        if held <= self.limits.host_pages {
+            while self.blocks.host.free() < held {
+                let hosted = |id: &&SampleId| matches!(self.samples[id].place, Place::Host { .. });
+                let youngest = self.preempted.iter().rfind(hosted);
+                self.lose(*youngest.expect("preempted samples hold what is not free"));
+            }
+            let sample = self.samples.get_mut(&id).expect("a running sample has not ended");
+            let place = std::mem::replace(&mut sample.place, Place::Done);
+            sample.place = self.blocks.swap_out(sample.prompt, place, moves);
+        } else {
+            self.lose(id);
         }
         self.stats.preemptions += 1;
         self.preempted.push_front(id);
+    }
+
+    /// Takes a sample's pages for good: it will be computed again from the end of the prefix on.
+    fn lose(&mut self, id: SampleId) {
+        let sample = self.samples.get_mut(&id).expect("a sample that holds pages has not ended");
+        sample.computed = self.blocks.prompts[&sample.prompt].prefix();
+        self.blocks.free(sample.prompt, std::mem::replace(&mut sample.place, Place::Nowhere), true);
+        self.stats.replays += 1;
     }
 
     /// Gives rows to those who wait, as far as there are rows and room.
     fn admit(&mut self, moves: &mut Vec<Move>) {
         while let Some((key, pages)) = self.first() {
             if self.running.is_empty() {
-                self.blocks.make_room(pages, Some(key));
+                self.blocks.make_room(pages);
             }
             if self.slots.free() == 0 || self.blocks.missing(key).0 > 0 || pages > self.room() {
                 return;
@@ -396,7 +388,7 @@ impl Scheduler {
                 } else {
                     self.preempted.retain(|other| *other != id);
                 }
-                self.blocks.free(sample.prompt, place);
+                self.blocks.free(sample.prompt, place, false);
             }
         }
     }

@@ -1,6 +1,7 @@
 //! The scheduler of batched sampling against a device that is simulated: memory of pages that hold, for each token, a hash of all tokens up to it.
 
-use limo_engine::sample::scheduler::{Drawn, Limits, Move, Request, Row, SampleId, Scheduler, Stats, Step, Work};
+use limo_engine::error::Kind;
+use limo_engine::sample::scheduler::{Chunk, Drawn, Ended, Limits, Move, Request, Row, SampleId, Scheduler, Stats, Step, Work};
 use limo_engine::testing::random::Random;
 use rayon::prelude::*;
 use std::collections::{BTreeSet, HashMap, VecDeque};
@@ -50,6 +51,10 @@ impl Job {
         Job { limits, requests, ends, answers }
     }
 
+    fn request(&self, prompt: u64) -> &Request {
+        self.requests.iter().find(|request| request.prompt == prompt).unwrap()
+    }
+
     /// Whether a stop token ends the answer, which a row computes if it is seen late.
     fn stops(&self, name: (u64, u32)) -> bool {
         self.answers[&name].0.ends_with(&[STOP])
@@ -74,20 +79,22 @@ impl Job {
 }
 
 /// What happened in traces, to see that they are not all of the easy kind.
-#[derive(Default, Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Default, Debug)]
 struct Seen {
-    samples: usize,
+    /// Decode steps.
     decodes: usize,
+    /// Moves of a page to another, and back from host memory.
     copies: usize,
     swaps: usize,
+    /// Rows whose token the host did not know, and rows that were computed again.
     unknown: usize,
     replayed: usize,
+    /// Prompt tokens that were computed again.
     again: usize,
 }
 
 impl Seen {
     fn add(mut self, other: Seen) -> Seen {
-        self.samples += other.samples;
         self.decodes += other.decodes;
         self.copies += other.copies;
         self.swaps += other.swaps;
@@ -159,118 +166,309 @@ impl<'a> Device<'a> {
     }
 }
 
-/// Runs a job; panics if anything is not as it should be.
-fn trace(job: &Job, random: &mut Random) -> Seen {
-    let Limits { pages, batch, chunk, .. } = job.limits;
-    let mut scheduler = Scheduler::new(job.limits).unwrap();
-    let mut device = Device::new(job);
-    let mut to_push = job.requests.iter();
-    let names = job.requests.iter().flat_map(|r| r.samples.iter().map(|sample| (r.prompt, *sample)));
-    // Whose last row was not issued, in the order of arrival.
-    let mut unfinished: BTreeSet<(u64, u32)> = names.collect();
-    let mut seen = Seen { samples: unfinished.len(), ..Seen::default() };
-    let mut ended = BTreeSet::new();
-    let mut draws: VecDeque<Vec<(SampleId, usize, i32)>> = VecDeque::new();
-    let mut prefills = 0;
-    let most_prefills = job.requests.iter().map(|r| (r.tokens.len() - 1).div_ceil(chunk)).max().unwrap();
-    loop {
-        while scheduler.wants_more() && to_push.len() > 0 && random.below(3) > 0 {
-            scheduler.push(to_push.next().unwrap().clone()).unwrap();
-        }
-        let step = scheduler.step();
-        let stuck = step.is_none() && draws.is_empty();
-        let late = if step.is_none() { 0 } else { random.below(2) };
-        if let Some(Step { moves, work }) = step {
-            device.run_moves(&moves);
-            seen.copies += moves.iter().filter(|m| matches!(m, Move::Copy { .. })).count();
-            seen.swaps += moves.iter().filter(|m| matches!(m, Move::In { .. })).count();
-            draws.push_back(Vec::new());
-            match work {
-                Work::Prefill(chunks) => {
-                    prefills += 1;
-                    assert!(prefills <= most_prefills, "decoding starves");
-                    let sum: usize = chunks.iter().map(|c| c.tokens.len()).sum();
-                    assert!((1..=chunk).contains(&sum) && chunks.len() <= batch);
-                    for chunk in &chunks {
-                        let end = chunk.start + chunk.tokens.len();
-                        let prompt = &job.requests.iter().find(|r| r.prompt == chunk.prompt).unwrap().tokens;
-                        assert!(!chunk.tokens.is_empty() && end < prompt.len());
-                        assert_eq!(chunk.tokens, prompt[chunk.start..end]);
-                        assert_eq!(chunk.pages.len(), end.div_ceil(job.limits.page));
-                        for position in chunk.start..end {
-                            device.compute(prompt, &chunk.pages[..position / job.limits.page + 1], position);
-                        }
-                    }
+/// A job on its way.
+struct Trace<'a> {
+    job: &'a Job,
+    scheduler: Scheduler,
+    device: Device<'a>,
+    /// Samples whose last row was not issued, in the order of arrival.
+    unfinished: BTreeSet<(u64, u32)>,
+    ended: BTreeSet<(u64, u32)>,
+    /// By step: what was drawn and not reported.
+    draws: VecDeque<Vec<(SampleId, usize, i32)>>,
+    /// Prefill steps since the last decode step.
+    prefills: usize,
+    seen: Seen,
+}
+
+impl Trace<'_> {
+    /// Runs a job; panics if anything is not as it should be.
+    fn run(job: &Job, random: &mut Random) -> Seen {
+        let names = job.requests.iter().flat_map(|r| r.samples.iter().map(|sample| (r.prompt, *sample)));
+        let mut trace = Trace {
+            job,
+            scheduler: Scheduler::new(job.limits).unwrap(),
+            device: Device::new(job),
+            unfinished: names.collect(),
+            ended: BTreeSet::new(),
+            draws: VecDeque::new(),
+            prefills: 0,
+            seen: Seen::default(),
+        };
+        let mut to_push = job.requests.iter();
+        loop {
+            while trace.scheduler.wants_more() && to_push.len() > 0 && random.below(3) > 0 {
+                trace.scheduler.push(to_push.next().unwrap().clone()).unwrap();
+            }
+            if let Some(Step { moves, work }) = trace.scheduler.step() {
+                trace.draws.push_back(Vec::new());
+                trace.moves(&moves);
+                match work {
+                    Work::Prefill(chunks) => trace.prefill(&chunks),
+                    Work::Decode(rows) => trace.decode(&rows),
                 }
-                Work::Decode(rows) => {
-                    prefills = 0;
-                    seen.decodes += 1;
-                    assert!(rows.len() <= batch && rows.is_sorted_by_key(|row| row.sample));
-                    let oldest = unfinished.first().copied();
-                    assert_eq!(oldest, rows.first().map(|row| scheduler.names(row.sample)), "the oldest sample waits");
-                    let tables: Vec<Vec<u32>> = rows.iter().map(|row| scheduler.pages(row.sample).collect()).collect();
-                    let mut readers = vec![0; pages];
-                    tables.iter().flatten().for_each(|page| readers[*page as usize] += 1);
-                    assert_eq!(rows.iter().map(|row| row.slot).collect::<BTreeSet<_>>().len(), rows.len());
-                    for (row, table) in rows.iter().zip(&tables) {
-                        assert_eq!(readers[table[table.len() - 1] as usize], 1, "a page that others read is written");
-                        let name = scheduler.names(row.sample);
-                        let token = device.row(row, name, table, seen.decodes);
-                        seen.unknown += row.token.is_none() as usize;
-                        seen.replayed += row.replayed as usize;
-                        if row.replayed {
-                            assert_eq!(scheduler.tokens(row.sample)[row.index], token);
-                        }
-                        draws.back_mut().unwrap().push((row.sample, row.index, token));
-                        let Request { max_tokens, .. } = job.requests.iter().find(|r| r.prompt == name.0).unwrap();
-                        let last = job.answers[&name].0.len() - 1;
-                        if row.index + 1 == *max_tokens || row.position == last {
-                            unfinished.remove(&name);
-                        }
-                    }
+                trace.report(random.below(2));
+            } else {
+                let Stats { running, preempted, waiting, .. } = trace.scheduler.stats();
+                assert_eq!((running, preempted, waiting), (0, 0, 0), "somebody waits for nothing in {:?}", job.limits);
+                trace.report(0);
+                if to_push.len() == 0 {
+                    return trace.end();
                 }
             }
-        }
-        while draws.len() > late {
-            for (sample, index, token) in draws.pop_front().unwrap() {
-                let drawn = scheduler.drawn(sample, index, token);
-                if drawn == Drawn::Last || drawn == Drawn::New && token == STOP {
-                    let name = scheduler.names(sample);
-                    let known = scheduler.tokens(sample).to_vec();
-                    let end = scheduler.end(sample);
-                    let (answer, prompt) = &job.answers[&name];
-                    assert_eq!((end.prompt, end.sample, &end.tokens), (name.0, name.1, &known));
-                    assert_eq!(end.tokens, answer[*prompt..]);
-                    assert!(ended.insert(name), "{name:?} ends twice");
-                    unfinished.remove(&name);
-                }
-            }
-        }
-        if stuck && to_push.len() == 0 {
-            break;
         }
     }
-    assert_eq!(ended.len(), seen.samples, "samples are left behind in {:?}", job.limits);
-    let Stats { running, preempted, waiting, used, host_used, prefilled, .. } = scheduler.stats();
-    assert_eq!((running, preempted, waiting, used, host_used), (0, 0, 0, 0, 0), "something is still held");
-    let prefixes: usize = job.requests.iter().map(|r| r.tokens.len() - 1).sum();
-    seen.again = prefilled as usize - prefixes;
-    // Each decode step brings the oldest sample on, which stays until it ends.
-    assert!(seen.decodes <= job.answers.values().map(|(tokens, prompt)| tokens.len() - prompt + 1).sum());
-    seen
+
+    fn moves(&mut self, moves: &[Move]) {
+        self.seen.copies += moves.iter().filter(|m| matches!(m, Move::Copy { .. })).count();
+        self.seen.swaps += moves.iter().filter(|m| matches!(m, Move::In { .. })).count();
+        self.device.run_moves(moves);
+    }
+
+    fn prefill(&mut self, chunks: &[Chunk]) {
+        let Limits { page, batch, chunk: most, .. } = self.job.limits;
+        let sum: usize = chunks.iter().map(|c| c.tokens.len()).sum();
+        assert!((1..=most).contains(&sum) && chunks.len() <= batch);
+        self.prefills += 1;
+        let longest = self.job.requests.iter().map(|r| r.tokens.len() - 1).max().unwrap();
+        assert!(self.prefills <= longest.div_ceil(most), "those who could decode wait");
+        for chunk in chunks {
+            let (prompt, end) = (&self.job.request(chunk.prompt).tokens, chunk.start + chunk.tokens.len());
+            assert!(!chunk.tokens.is_empty() && end < prompt.len());
+            assert_eq!(chunk.tokens, prompt[chunk.start..end]);
+            assert_eq!(chunk.pages.len(), end.div_ceil(page));
+            for position in chunk.start..end {
+                self.device.compute(prompt, &chunk.pages[..position / page + 1], position);
+            }
+        }
+    }
+
+    fn decode(&mut self, rows: &[Row]) {
+        let Limits { pages, batch, .. } = self.job.limits;
+        self.prefills = 0;
+        self.seen.decodes += 1;
+        assert!(rows.len() <= batch && rows.is_sorted_by_key(|row| row.sample));
+        assert_eq!(rows.iter().map(|row| row.slot).collect::<BTreeSet<_>>().len(), rows.len(), "rows have slots of their own");
+        let oldest = self.unfinished.first().copied();
+        assert_eq!(oldest, rows.first().map(|row| self.scheduler.names(row.sample)), "the oldest sample waits");
+        let tables: Vec<Vec<u32>> = rows.iter().map(|row| self.scheduler.pages(row.sample).collect()).collect();
+        let mut readers = vec![0; pages];
+        tables.iter().flatten().for_each(|page| readers[*page as usize] += 1);
+        for (row, table) in rows.iter().zip(&tables) {
+            assert_eq!(readers[table[table.len() - 1] as usize], 1, "a page that others read is written");
+            let name = self.scheduler.names(row.sample);
+            let token = self.device.row(row, name, table, self.seen.decodes);
+            self.draws.back_mut().unwrap().push((row.sample, row.index, token));
+            self.seen.unknown += row.token.is_none() as usize;
+            self.seen.replayed += row.replayed as usize;
+            let known = self.scheduler.tokens(row.sample).get(row.index).copied();
+            assert_eq!(known, row.replayed.then_some(token));
+            if row.index + 1 == self.job.request(name.0).max_tokens || row.position + 1 == self.job.answers[&name].0.len() {
+                self.unfinished.remove(&name);
+            }
+        }
+    }
+
+    /// Reports all draws but those of the last `late` steps, and ends the samples that are done.
+    fn report(&mut self, late: usize) {
+        while self.draws.len() > late {
+            for (sample, index, token) in self.draws.pop_front().unwrap() {
+                let drawn = self.scheduler.drawn(sample, index, token);
+                if drawn == Drawn::Last || drawn == Drawn::New && token == STOP {
+                    let name = self.scheduler.names(sample);
+                    let known = self.scheduler.tokens(sample).to_vec();
+                    let (answer, prompt) = &self.job.answers[&name];
+                    assert_eq!(known, answer[*prompt..]);
+                    assert_eq!(self.scheduler.end(sample), Ended { prompt: name.0, sample: name.1, tokens: known });
+                    assert!(self.ended.insert(name), "{name:?} ends twice");
+                    self.unfinished.remove(&name);
+                }
+            }
+        }
+    }
+
+    fn end(mut self) -> Seen {
+        assert!(self.ended.iter().eq(self.job.answers.keys().collect::<BTreeSet<_>>()), "samples are left behind");
+        let Stats { used, host_used, prefilled, .. } = self.scheduler.stats();
+        assert_eq!((used, host_used), (0, 0), "pages are still held");
+        let prefixes: usize = self.job.requests.iter().map(|r| r.tokens.len() - 1).sum();
+        self.seen.again = prefilled as usize - prefixes;
+        // Each decode step brings the oldest sample on, which stays until it ends.
+        assert!(self.seen.decodes <= self.job.answers.values().map(|(tokens, prompt)| tokens.len() - prompt + 1).sum());
+        self.seen
+    }
+}
+
+/// Says which trace failed.
+struct Seed(u64);
+
+impl Drop for Seed {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("the trace of seed {} failed", self.0);
+        }
+    }
 }
 
 #[test]
 fn random_traces_run_as_a_plain_simulation_does() {
     const TRACES: u64 = 100_000;
     let seen = (0..TRACES).into_par_iter().map(|seed| {
+        let _seed = Seed(seed);
         let mut random = Random::new(seed << 20);
         let job = Job::tiny(&mut random);
-        trace(&job, &mut random)
+        Trace::run(&job, &mut random)
     });
     let seen = seen.reduce(Seen::default, Seen::add);
     println!("{TRACES} traces: {seen:?}");
     for count in [seen.copies, seen.swaps, seen.unknown, seen.replayed, seen.again] {
         assert!(count > 10_000, "{seen:?}");
+    }
+}
+
+/// A job of the shape of real ones, all lengths within their ranges.
+struct Shape {
+    pages: usize,
+    batch: usize,
+    samples: usize,
+    /// Samples of a prompt.
+    each: (usize, usize),
+    prompt: (usize, usize),
+    answer: (usize, usize),
+}
+
+/// How such a job went.
+#[derive(Default, Debug)]
+struct Run {
+    decodes: usize,
+    prefills: usize,
+    moves: usize,
+    /// Rows as a share of the batch, a mean over the decode steps in which samples wait.
+    rows: f64,
+    /// Pages that running samples hold or read as a share of the cache, a mean over those of these steps in which rows are left.
+    pages: f64,
+    /// A sample.
+    preemptions: f64,
+    replays: f64,
+    /// Prompt tokens computed, as a multiple of the prompts' tokens.
+    prefilled: f64,
+}
+
+/// Runs a job whose tokens are read a step late.
+fn shaped(shape: &Shape) -> Run {
+    let Shape { pages, batch, samples, each, prompt, answer } = *shape;
+    let mut random = Random::new(1);
+    let mut between = |range: (usize, usize)| range.0 + random.below(range.1 + 1 - range.0);
+    let limits = Limits { page: 64, pages, host_pages: pages / 2, batch, chunk: 2048 };
+    let mut scheduler = Scheduler::new(limits).unwrap();
+    let mut run = Run::default();
+    let mut lengths: HashMap<(u64, u32), usize> = HashMap::new();
+    let (mut prompts, mut prefixes) = (0, 0);
+    let (mut queued, mut starved) = (0, 0);
+    let mut late: Vec<Row> = Vec::new();
+    loop {
+        while scheduler.wants_more() && lengths.len() < samples {
+            let numbers: Vec<u32> = (0..between(each) as u32).collect();
+            lengths.extend(numbers.iter().map(|sample| ((prompts, *sample), between(answer))));
+            let tokens = vec![1; between(prompt)];
+            prefixes += tokens.len() - 1;
+            scheduler.push(Request { prompt: prompts, tokens, samples: numbers, max_tokens: answer.1 }).unwrap();
+            prompts += 1;
+        }
+        let Some(step) = scheduler.step() else { break };
+        run.moves += step.moves.len();
+        let rows = match step.work {
+            Work::Prefill(_) => Vec::new(),
+            Work::Decode(rows) => rows,
+        };
+        run.prefills += rows.is_empty() as usize;
+        run.decodes += !rows.is_empty() as usize;
+        assert!(run.prefills < 1000 + run.decodes, "only prompts are computed");
+        let Stats { preempted, waiting, used, idle, .. } = scheduler.stats();
+        if !rows.is_empty() && preempted + waiting > 0 {
+            queued += 1;
+            run.rows += rows.len() as f64 / batch as f64;
+            if rows.len() < batch {
+                starved += 1;
+                run.pages += (used - idle) as f64 / pages as f64;
+            }
+        }
+        for row in std::mem::replace(&mut late, rows) {
+            let drawn = scheduler.drawn(row.sample, row.index, 1);
+            if drawn != Drawn::Ignored && row.index + 1 == lengths[&scheduler.names(row.sample)] {
+                scheduler.end(row.sample);
+            }
+        }
+    }
+    let Stats { preemptions, replays, prefilled, .. } = scheduler.stats();
+    run.rows /= queued as f64;
+    run.pages /= starved as f64;
+    run.preemptions = preemptions as f64 / lengths.len() as f64;
+    run.replays = replays as f64 / lengths.len() as f64;
+    run.prefilled = prefilled as f64 / prefixes as f64;
+    run
+}
+
+#[test]
+fn the_cache_is_full_while_samples_wait_for_pages() {
+    let difficulty = Shape { pages: 2000, batch: 512, samples: 1000, each: (4, 32), prompt: (100, 400), answer: (200, 4000) };
+    let shapes = [
+        Shape { each: (32, 32), ..difficulty },
+        Shape { each: (1, 1), ..difficulty },
+        Shape { each: (8, 8), answer: (200, 400), samples: 4000, batch: 1024, ..difficulty },
+        Shape { each: (16, 16), prompt: (1000, 3000), answer: (1000, 8000), samples: 300, ..difficulty },
+        difficulty,
+    ];
+    for shape in shapes {
+        let run = shaped(&shape);
+        println!("{:?} samples a prompt: {run:?}", shape.each);
+        assert!(run.pages >= 0.97, "{run:?}");
+        assert!(run.preemptions < 5.0, "{run:?}");
+    }
+}
+
+#[test]
+fn rows_are_taken_while_samples_wait_for_rows() {
+    for each in [1, 4, 32] {
+        let shape =
+            Shape { pages: 20_000, batch: 256, samples: 2000, each: (each, each), prompt: (100, 400), answer: (200, 2000) };
+        let run = shaped(&shape);
+        println!("{each} samples a prompt: {run:?}");
+        assert!(run.rows >= 0.97, "{run:?}");
+        assert!(run.prefills * 10 < run.decodes && run.preemptions == 0.0 && run.prefilled == 1.0, "{run:?}");
+    }
+}
+
+#[test]
+fn what_cannot_run_is_refused() {
+    let limits = Limits { page: 4, pages: 4, host_pages: 0, batch: 2, chunk: 3 };
+    for broken in [
+        Limits { page: 0, ..limits },
+        Limits { pages: 0, ..limits },
+        Limits { batch: 0, ..limits },
+        Limits { chunk: 0, ..limits },
+    ] {
+        assert_eq!(Scheduler::new(broken).err().unwrap().kind, Kind::DoesNotFit);
+    }
+    let mut scheduler = Scheduler::new(limits).unwrap();
+    let request = |tokens: usize, samples: usize, max_tokens: usize| Request {
+        prompt: 5,
+        tokens: vec![1; tokens],
+        samples: vec![0; samples],
+        max_tokens,
+    };
+    for empty in [request(0, 1, 1), request(1, 0, 1), request(1, 1, 0)] {
+        assert_eq!(scheduler.push(empty).unwrap_err().kind, Kind::Internal);
+    }
+    for (tokens, max_tokens) in [(8, 6), (13, 1), (1, 13), (1, usize::MAX)] {
+        assert!(!limits.fits(tokens, max_tokens));
+        let error = scheduler.push(request(tokens, 1, max_tokens)).unwrap_err();
+        assert!(error.kind == Kind::DoesNotFit && error.message.contains("prompt 5"), "{error}");
+    }
+    assert_eq!(scheduler.step(), None);
+    assert_eq!(scheduler.stats(), Stats { pages: 4, ..Stats::default() });
+    for (tokens, max_tokens) in [(8, 5), (12, 1), (1, 12)] {
+        assert!(limits.fits(tokens, max_tokens));
+        Trace::run(&Job::new(limits, vec![request(tokens, 1, max_tokens)], usize::MAX), &mut Random::new(1));
     }
 }
