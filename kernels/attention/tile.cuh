@@ -11,7 +11,7 @@ namespace limo {
 // Tile `index` of the `count` tiles of a sequence of `length` tokens, which starts at token `begin` of the batch.
 struct SequenceTile {
     uint64_t begin;
-    uint32_t length, index, count;
+    uint32_t sequence, length, index, count;
 };
 
 // What the block in `slot` works on, where every sequence is cut into tiles of ROWS tokens. Sequence s owns the slots from
@@ -29,7 +29,7 @@ template <int ROWS> __device__ __forceinline__ SequenceTile find_tile(const int3
         }
     }
     const uint32_t begin = uint32_t(cu_seqlens_gmem[low]), length = uint32_t(cu_seqlens_gmem[low + 1]) - begin;
-    return {begin, length, slot - (begin / ROWS + low), (length + ROWS - 1) / ROWS};
+    return {begin, low, length, slot - (begin / ROWS + low), (length + ROWS - 1) / ROWS};
 }
 
 // --- Tiles in shared memory ---------------------------------------------------------------------------------------------------

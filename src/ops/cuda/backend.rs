@@ -4,7 +4,8 @@
 use super::attention::HEAD_DIMS;
 use super::gemm::CublasLt;
 use super::{
-    adamw, attention, bias, cached_attention, classifier, elementwise, embedding, rms_norm, rope, square_sums, swiglu,
+    adamw, attention, bias, cached_attention, classifier, elementwise, embedding, paged_attention, rms_norm, rope, square_sums,
+    swiglu,
 };
 use crate::device::driver::Driver;
 use crate::device::gpu::peak_bf16_flops;
@@ -250,12 +251,14 @@ impl Ops for Cuda {
         named("cached_attention", *op.qkv.shape(), || cached_attention::cached_attention(self.launcher(), op))
     }
     fn paged_rope(&self, op: PagedRope) -> Result<()> {
-        op.check()?;
-        Err(Error::internal("paged_rope"))
+        named("paged_rope", *op.qkv.shape(), || paged_attention::rope(self.launcher(), op))
     }
     fn paged_attention(&self, op: PagedAttention) -> Result<()> {
-        op.check()?;
-        Err(Error::internal("paged_attention"))
+        let run = |op: PagedAttention| match op.queries {
+            PagedQueries::Last => paged_attention::decode(self.launcher(), shipped(&paged_attention::DECODE), op),
+            PagedQueries::Chunks { .. } => paged_attention::prefill(self.launcher(), op),
+        };
+        named("paged_attention", *op.qkv.shape(), || run(op))
     }
     fn draw_tokens(&self, op: DrawTokens) -> Result<()> {
         op.check()?;

@@ -11,6 +11,7 @@ pub mod elementwise;
 pub mod embedding;
 pub mod gemm;
 pub mod ladder;
+pub mod paged_attention;
 pub mod params;
 pub mod rms_norm;
 pub mod rope;

@@ -16,7 +16,7 @@ use crate::tensor::DType;
 pub const HEAD_DIMS: [usize; 2] = [64, 128];
 
 /// Heads that a grid can count in its second dimension.
-const MOST_HEADS: usize = 65_535;
+pub(super) const MOST_HEADS: usize = 65_535;
 
 /// One rung of a ladder. Every version computes the same function; the last of a table is the one that ships.
 #[derive(Debug)]
@@ -50,6 +50,14 @@ impl Kernel {
     }
 }
 
+/// Where [`HEAD_DIMS`] has the heads' dimension.
+pub(super) fn head_dim(op: &str, heads: HeadLayout) -> Result<usize> {
+    HEAD_DIMS.iter().position(|&dim| dim == heads.dim).ok_or_else(|| {
+        let message = format!("{op}: heads of {} have no CUDA kernel, only heads of 64 and of 128", heads.dim);
+        Error::usage(message).help("pass --device cpu")
+    })
+}
+
 /// What both directions check before they launch, as kernels count it.
 #[derive(Debug, Clone, Copy)]
 struct Extent {
@@ -67,10 +75,7 @@ impl Extent {
     fn new(op: &str, dtype: DType, heads: HeadLayout, cu_seqlens: &[i32], addresses: &[u64]) -> Result<Self> {
         let refuse = |what: String| Err(Error::internal(format!("{op}: {what}")));
         expect_bf16(op, dtype)?;
-        let Some(dim) = HEAD_DIMS.iter().position(|&dim| dim == heads.dim) else {
-            let message = format!("{op}: heads of {} have no CUDA kernel, only heads of 64 and of 128", heads.dim);
-            return Err(Error::usage(message).help("train such a model with --device cpu"));
-        };
+        let dim = head_dim(op, heads)?;
         if heads.query > MOST_HEADS {
             return refuse(format!("{} query heads are beyond one launch", heads.query));
         }
