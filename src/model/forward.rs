@@ -94,10 +94,12 @@ impl Qwen2 {
         ops.require(heads(config), &widths)
     }
 
-    /// Angles are products of f32 factors, as transformers computes them (the released weights were trained with those); their sine and cosine are exact.
+    /// Angles are products of f32 factors, each rounded where transformers rounds it (the released weights were trained with those): an ulp of a frequency is
+    /// 1e-4 of an angle at position 2,000. Their sine and cosine are exact.
     pub fn upload_tables(&mut self, ops: &dyn Ops) -> Result<()> {
         let dim = self.config.head_dim;
-        let frequency = |i: usize| (1.0 / self.config.rope_theta.powf((2 * i) as f64 / dim as f64)) as f32;
+        let wavelength = |i: usize| self.config.rope_theta.powf(((2 * i) as f32 / dim as f32) as f64) as f32;
+        let frequency = |i: usize| 1.0 / wavelength(i);
         let angles = (0..self.positions).flat_map(|p| (0..dim / 2).map(move |i| (p as f32 * frequency(i)) as f64));
         let (cos, sin): (Vec<f32>, Vec<f32>) = angles.map(|a| (a.cos() as f32, a.sin() as f32)).unzip();
         ops.upload(bytemuck::cast_slice(&cos), self.cos.view_mut())?;
