@@ -1,14 +1,14 @@
 //! Sampling against transformers' `generate` in float32 (tools/golden/sampling.py): the greedy answers to hundreds of prompts of 1 to 2,000 tokens.
 
 use limo_engine::config::ModelConfig;
-use limo_engine::data::{Example, pack};
+use limo_engine::data::{Example, MicroBatch, pack};
 use limo_engine::device::emulator::Emulator;
 use limo_engine::io::TensorFiles;
 use limo_engine::model::{Qwen2, ResidentWeights, checkpoint_reader};
-use limo_engine::ops::Ops;
 use limo_engine::ops::cpu::{Cpu, CpuBf16};
 use limo_engine::ops::cuda::Cuda;
-use limo_engine::sample::{Greedy, Limits, Scorer};
+use limo_engine::ops::{Narrowing, Ops};
+use limo_engine::sample::{Capacity, Engine, Finished, Scorer, Settings, StopRules};
 use limo_engine::tensor::Arenas;
 use safetensors::SafeTensors;
 use std::path::Path;
@@ -20,10 +20,14 @@ const POSITIONS: usize = 2048;
 /// Of a gap between two logits below which float32 decides which is larger, and of log-probabilities.
 const TOLERANCE: f32 = 1e-4;
 
-/// Tokens and natural log-probabilities.
+/// What transformers answers: each token, the gap between the two largest logits there, and the token's natural log-probability.
 struct Answer {
     tokens: Vec<i32>,
-    log_probabilities: Vec<f32>,
+    gaps: Vec<f32>,
+    /// Among the ids in use.
+    drawn: Vec<f32>,
+    /// Over the whole vocabulary.
+    scored: Vec<f32>,
 }
 
 /// A model, prompts, and what transformers answers.
@@ -35,8 +39,6 @@ struct Golden {
     used: usize,
     prompts: Vec<Vec<i32>>,
     answers: Vec<Answer>,
-    /// Between the two largest logits at each token of each answer.
-    gaps: Vec<Vec<f32>>,
 }
 
 impl Golden {
@@ -57,25 +59,25 @@ impl Golden {
             let values: Vec<f32> = numbers(&format!("{name}.{key}")).into_iter().map(f32::from_le_bytes).collect();
             values.chunks(width).map(Vec::from).collect()
         };
-        let answers = tokens.data().chunks(width).zip(rows("log_probabilities"));
+        let [gaps, drawn, scored] = ["gaps", "drawn", "scored"].map(rows);
+        let answer = |(row, tokens): (usize, &[u8])| Answer {
+            tokens: tokens.iter().map(|&t| t as i32).collect(),
+            gaps: gaps[row].clone(),
+            drawn: drawn[row].clone(),
+            scored: scored[row].clone(),
+        };
         Golden {
             name,
             config,
             checkpoint: TensorFiles::open(&folder).unwrap(),
             used,
             prompts: (0u64..).zip(lengths).map(|(prompt, length)| prompt_tokens(prompt, length, used)).collect(),
-            answers: answers
-                .map(|(tokens, log_probabilities)| Answer {
-                    tokens: tokens.iter().map(|&t| t as i32).collect(),
-                    log_probabilities,
-                })
-                .collect(),
-            gaps: rows("gaps"),
+            answers: tokens.data().chunks(width).enumerate().map(answer).collect(),
         }
     }
 
     /// The engine's greedy answers to these prompts.
-    fn answer(&self, ops: &dyn Ops, prompts: &[usize]) -> Vec<Answer> {
+    fn answer(&self, ops: &dyn Ops, prompts: &[usize]) -> Vec<Finished> {
         let ((mut model, mut weights), _) = Arenas::build(ops.allocator(), ops.host_allocator(), |arenas| {
             let model = Qwen2::new(&mut arenas.device, &self.config, POSITIONS)?;
             let weights = ResidentWeights::new(&mut arenas.device, model.layout.clone(), ops.dtype())?;
@@ -84,34 +86,29 @@ impl Golden {
         .unwrap();
         model.upload_tables(ops).unwrap();
         weights.load(ops, &mut *checkpoint_reader(&self.checkpoint, &model.layout).unwrap()).unwrap();
+        let settings = Settings {
+            narrowing: Narrowing { temperature: 0.0, ..Narrowing::NONE },
+            stop: StopRules { ids: &Default::default(), text: None, repetition: false },
+            log_probabilities: true,
+            vocabulary: self.used,
+        };
         let asked: Vec<Vec<i32>> = prompts.iter().map(|&prompt| self.prompts[prompt].clone()).collect();
-        let longest = asked.iter().map(Vec::len).max().unwrap();
-        let new = self.answers[0].tokens.len();
-        let mut greedy = Greedy::new(ops, &self.config, 5, longest + new).unwrap();
-        let limits = Limits { max_tokens: new, stop: &Default::default(), vocabulary: self.used };
-        let generated = greedy.generate(ops, &model, &weights, &asked, limits, &|| Ok(())).unwrap();
-        let mut scorer = Scorer::load(ops, &self.config, &self.checkpoint, POSITIONS, POSITIONS).unwrap();
-        generated
-            .into_iter()
-            .zip(asked)
-            .map(|(answer, prompt)| {
-                let batch = &pack(&[&example(&prompt, &answer.tokens)], POSITIONS, false).unwrap()[0];
-                let scores = scorer.log_probabilities(ops, batch).unwrap();
-                Answer { log_probabilities: scores[prompt.len() - 1..][..new].to_vec(), tokens: answer.tokens }
-            })
-            .collect()
+        // Long prompts are cut into chunks; there is room for a few of the longest.
+        let capacity = Capacity { batch: 16, chunk: 384, pages: 80, host_pages: 8, positions: POSITIONS };
+        let mut engine = Engine::new(ops, &self.config, capacity).unwrap();
+        engine.answer(ops, &model, &weights, &settings, &asked, self.answers[0].tokens.len(), &|| Ok(())).unwrap()
     }
 
     /// Holds an answer to transformers' up to the first token that differs, where the two largest logits must lie closer together than `tolerance`: how far
     /// each log-probability before it is off, at most `tolerance`.
-    fn compare(&self, prompt: usize, answer: &Answer, tolerance: f32) -> Vec<f32> {
+    fn compare(&self, prompt: usize, answer: &Finished, tolerance: f32) -> Vec<f32> {
         let (expected, what) = (&self.answers[prompt], format!("{}, prompt {prompt}", self.name));
         assert_eq!([answer.tokens.len(), answer.log_probabilities.len()], [expected.tokens.len(); 2], "{what}");
         let same = answer.tokens.iter().zip(&expected.tokens).take_while(|(a, b)| a == b).count();
-        if let Some(gap) = self.gaps[prompt].get(same) {
+        if let Some(gap) = expected.gaps.get(same) {
             assert!(*gap < tolerance, "{what}, token {same}: not the likeliest, by {gap}; {tolerance} is unsure");
         }
-        let pairs = answer.log_probabilities.iter().zip(&expected.log_probabilities).take(same);
+        let pairs = answer.log_probabilities.iter().zip(&expected.drawn).take(same);
         let errors: Vec<f32> = pairs.map(|(a, b)| (a - b).abs()).collect();
         for (token, error) in errors.iter().enumerate() {
             assert!(*error <= tolerance, "{what}, token {token}: a log-probability is off by {error}");
@@ -119,15 +116,27 @@ impl Golden {
         errors
     }
 
+    /// A prompt with transformers' answer, every token of which is supervised.
+    fn sequence(&self, prompt: usize) -> MicroBatch {
+        let (prompt, answer) = (&self.prompts[prompt], &self.answers[prompt].tokens);
+        let tokens = [&prompt[..], answer].concat();
+        let supervised = (0..tokens.len()).map(|position| position >= prompt.len()).collect();
+        pack(&[&Example { id: String::new(), tokens, supervised }], POSITIONS, false).unwrap().remove(0)
+    }
+
+    fn scorer(&self, ops: &dyn Ops) -> Scorer {
+        Scorer::load(ops, &self.config, &self.checkpoint, POSITIONS, POSITIONS).unwrap()
+    }
+
     /// The largest difference of a logit between f32 and bf16 storage on the CPU: of each prompt, over the tokens of transformers' answer.
     fn bf16_errors(&self, prompts: &[usize]) -> Vec<f32> {
         let logits = |ops: &dyn Ops| -> Vec<Vec<f32>> {
-            let mut scorer = Scorer::load(ops, &self.config, &self.checkpoint, POSITIONS, POSITIONS).unwrap();
+            let mut scorer = self.scorer(ops);
             let of_prompt = |&prompt: &usize| {
-                let (prompt, answer) = (&self.prompts[prompt], &self.answers[prompt].tokens);
-                let mut out = vec![f32::NAN; answer.len() * self.config.vocab_size];
-                scorer.forward(ops, &pack(&[&example(prompt, answer)], POSITIONS, false).unwrap()[0]).unwrap();
-                scorer.logits(ops, prompt.len() - 1..prompt.len() - 1 + answer.len(), &mut out).unwrap();
+                let (first, count) = (self.prompts[prompt].len() - 1, self.answers[prompt].tokens.len());
+                let mut out = vec![f32::NAN; count * self.config.vocab_size];
+                scorer.forward(ops, &self.sequence(prompt)).unwrap();
+                scorer.logits(ops, first..first + count, &mut out).unwrap();
                 out
             };
             prompts.iter().map(of_prompt).collect()
@@ -148,13 +157,6 @@ fn prompt_tokens(prompt: u64, length: usize, used: usize) -> Vec<i32> {
     (0..length as u64).map(token).collect()
 }
 
-/// Prompt and answer as one sequence, every token of the answer supervised.
-fn example(prompt: &[i32], answer: &[i32]) -> Example {
-    let tokens = [prompt, answer].concat();
-    let supervised = (0..tokens.len()).map(|position| position >= prompt.len()).collect();
-    Example { id: String::new(), tokens, supervised }
-}
-
 #[test]
 fn greedy_answers_in_float32() {
     let (mut prompts, mut same, mut tokens) = (0, 0, 0);
@@ -168,6 +170,21 @@ fn greedy_answers_in_float32() {
     }
     println!("{prompts} prompts: {same} of {tokens} tokens before the first that differs");
     assert!(prompts >= 300 && same * 100 >= tokens * 99);
+}
+
+/// What `score` computes of the same answers, prompt and answer at once.
+#[test]
+fn scores_in_float32() {
+    for golden in MODELS.map(Golden::load) {
+        let mut scorer = golden.scorer(&Cpu);
+        for (prompt, answer) in golden.answers.iter().enumerate() {
+            let scores = scorer.log_probabilities(&Cpu, &golden.sequence(prompt)).unwrap();
+            for (token, (got, expected)) in scores[golden.prompts[prompt].len() - 1..].iter().zip(&answer.scored).enumerate() {
+                let error = (got - expected).abs();
+                assert!(error <= TOLERANCE, "{}, prompt {prompt}, token {token}: off by {error}", golden.name);
+            }
+        }
+    }
 }
 
 /// The rule: where bf16 storage moves a logit of an answer by at most e on the CPU, another order of summation may move it by 2e; both a gap between two

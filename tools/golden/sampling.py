@@ -33,7 +33,8 @@ def token(prompt, position, used):
 
 @torch.inference_mode()
 def continuations(name, spec):
-    """Tokens [prompts, NEW_TOKENS], the gap between the best two logits at each, and the natural log-probability of the best over the whole vocabulary."""
+    """Tokens [prompts, NEW_TOKENS], the gap between the best two logits at each, and the natural log-probability of the best: among the ids in use, which
+    answers are drawn from, and over the whole vocabulary, as a loss has it."""
     used = spec["used"]
     model = Qwen2ForCausalLM.from_pretrained(FIXTURES / "models" / name, dtype=torch.float32, attn_implementation="eager",
                                              max_position_embeddings=POSITIONS)
@@ -46,12 +47,12 @@ def continuations(name, spec):
         assert len(answer) == NEW_TOKENS
         best = logits[:, :used].topk(2)
         assert torch.equal(best.indices[:, 0], answer)
-        probabilities = logits.log_softmax(-1)
-        rows.append((answer, best.values[:, 0] - best.values[:, 1], probabilities.gather(1, answer[:, None])[:, 0]))
-    tokens, gaps, log_probabilities = (torch.stack(column) for column in zip(*rows))
+        drawn, scored = (best.values[:, 0] - those.logsumexp(-1) for those in (logits[:, :used], logits))
+        rows.append((answer, best.values[:, 0] - best.values[:, 1], drawn, scored))
+    tokens, gaps, drawn, scored = (torch.stack(column) for column in zip(*rows))
     print(f"{name}: {len(LENGTHS)} prompts, smallest gap {gaps.min():.1e}, {len(tokens.unique())} of {used} ids, distinct in a row: "
           f"{sum(len(row.unique()) for row in tokens) / len(tokens):.1f}")
-    return {f"{name}.tokens": tokens.to(torch.uint8), f"{name}.gaps": gaps.float(), f"{name}.log_probabilities": log_probabilities.float(),
+    return {f"{name}.tokens": tokens.to(torch.uint8), f"{name}.gaps": gaps.float(), f"{name}.drawn": drawn.float(), f"{name}.scored": scored.float(),
             f"{name}.used": torch.tensor([used], dtype=torch.int32)}
 
 
