@@ -27,5 +27,6 @@ mod processes;
 mod ranks;
 mod recipes;
 mod resume;
+mod sampling_draws;
 mod tiny_task;
 mod training;
