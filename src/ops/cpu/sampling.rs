@@ -242,7 +242,7 @@ fn whole(weight: f32) -> u64 {
 /// Chooses a strand, then one of its tokens, of `kept` or of all: `sums` are the lanes' weights.
 fn draw_token(y: &[f32], kept: Option<&Candidates>, sums: &[f32], inverse: f32, [first, second]: [u64; 2]) -> usize {
     let strand_of = |token: usize| token / DrawTokens::QUAD % DrawTokens::STRANDS;
-    let mut strands = [0.0; DrawTokens::STRANDS];
+    let mut strands = vec![0.0; y.len().div_ceil(DrawTokens::QUAD).min(DrawTokens::STRANDS)];
     match kept {
         None => strands.iter_mut().zip(sums.chunks(DrawTokens::QUAD)).for_each(|(strand, lanes)| *strand = lanes.iter().sum()),
         Some(Candidates { tokens, weights, .. }) => {

@@ -14,6 +14,7 @@ pub mod ladder;
 pub mod params;
 pub mod rms_norm;
 pub mod rope;
+pub mod sampling;
 pub mod square_sums;
 pub mod swiglu;
 

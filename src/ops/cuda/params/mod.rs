@@ -17,6 +17,7 @@ mod embedding;
 mod emulator;
 mod rms_norm;
 mod rope;
+mod sampling;
 mod square_sums;
 mod swiglu;
 
@@ -31,6 +32,7 @@ pub use embedding::*;
 pub use emulator::*;
 pub use rms_norm::*;
 pub use rope::*;
+pub use sampling::*;
 pub use square_sums::*;
 pub use swiglu::*;
 
