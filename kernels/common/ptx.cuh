@@ -156,6 +156,17 @@ __device__ __forceinline__ uint32_t shuffle_from(uint32_t value, int lane) { ret
 // A bit a lane of the warp: whether its condition holds. Orders no memory.
 __device__ __forceinline__ uint32_t warp_ballot(bool condition) { return __ballot_sync(0xffffffffu, condition); }
 
+// Adds to a word of shared memory and returns what it held, as one step that no other thread's addition comes between. Orders nothing else.
+__device__ __forceinline__ uint32_t atomic_add_shared(uint32_t *word_smem, uint32_t value) {
+    uint32_t before;
+    // volatile and "memory": an addition is not dropped, and barriers keep their place before and behind it.
+    asm volatile("atom.relaxed.cta.shared.add.u32 %0, [%1], %2;"
+                 : "=r"(before)
+                 : "r"(uint32_t(__cvta_generic_to_shared(word_smem))), "r"(value)
+                 : "memory");
+    return before;
+}
+
 // --- Blocks that wait for one another -----------------------------------------------------------------------------------------
 
 // Takes a number from a counter in global memory: returns what it held, and leaves one more. Numbers are given in the order in which blocks

@@ -56,3 +56,21 @@ extern "C" __global__ void conformance_named_barrier(const __grid_constant__ Con
 extern "C" __global__ void conformance_warp_barrier(const __grid_constant__ ConformanceParams p) {
     reverse_rounds(p, int(threadIdx.x) / WARP * WARP, WARP, [] { warp_barrier(); });
 }
+
+// Every thread adds its word to one of 32 sums of 64 bits, which the word's last five bits choose: whose addition overflows the lower half adds one to the upper. Even
+// words of the output are lower halves, odd ones upper halves.
+extern "C" __global__ void conformance_atomic_add_shared(const __grid_constant__ ConformanceParams p) {
+    SharedMemory shared;
+    uint32_t *low_smem = shared.take<uint32_t>(WARP), *high_smem = shared.take<uint32_t>(WARP);
+    for (uint64_t first = 0; first < p.words; first += blockDim.x) {
+        const uint64_t i = first + threadIdx.x;
+        const uint32_t word = p.input[i], sum = word % WARP;
+        if (threadIdx.x < WARP) low_smem[threadIdx.x] = high_smem[threadIdx.x] = 0;
+        block_barrier(); // without it additions could be lost
+        const uint32_t before = atomic_add_shared(low_smem + sum, word);
+        if (before + word < before) atomic_add_shared(high_smem + sum, 1);
+        block_barrier(); // without it sums would be read that others still add to
+        p.output[i] = i % 2 == 0 ? low_smem[sum] : high_smem[sum];
+        block_barrier(); // without it the next round could clear a sum that a thread has yet to read
+    }
+}

@@ -10,6 +10,7 @@ void limo_warp_barrier();
 uint32_t limo_shuffle(uint32_t value, uint32_t source_lane);
 void limo_misaligned(const void *address);
 uint32_t limo_ballot(uint32_t condition);
+uint32_t limo_atomic_add(uint32_t *word, uint32_t value);
 uint32_t limo_take_ticket(uint32_t *counter);
 void limo_ordered_wait(const uint32_t *turn_address, uint32_t turn);
 void limo_pass_turn(uint32_t *turn_address, uint32_t turn);
@@ -94,6 +95,7 @@ inline float shuffle_xor(float value, int mask) {
 
 inline uint32_t shuffle_from(uint32_t value, int lane) { return limo_shuffle(value, uint32_t(lane)); }
 inline uint32_t warp_ballot(bool condition) { return limo_ballot(condition); }
+inline uint32_t atomic_add_shared(uint32_t *word_smem, uint32_t value) { return limo_atomic_add(word_smem, value); }
 inline uint32_t take_ticket(uint32_t *counter) { return limo_take_ticket(counter); }
 inline void ordered_wait(const uint32_t *turn_address, uint32_t turn) { limo_ordered_wait(turn_address, turn); }
 inline void pass_turn(uint32_t *turn_address, uint32_t turn) { limo_pass_turn(turn_address, turn); }

@@ -18,6 +18,17 @@ extern "C" __global__ void planted_race(const __grid_constant__ PlantedParams p)
     p.output[thread] = values_smem[thread];
 }
 
+// Race with additions, which are atomic among themselves only: without the barrier a sum is read that others still add to.
+extern "C" __global__ void planted_early_sum(const __grid_constant__ PlantedParams p) {
+    SharedMemory shared;
+    uint32_t *sum_smem = shared.take<uint32_t>(1);
+    if (threadIdx.x == 0) *sum_smem = 0;
+    block_barrier(); // without it additions could be lost
+    atomic_add_shared(sum_smem, uint32_t(p.input[threadIdx.x]));
+    if (!p.bug) block_barrier();
+    p.output[threadIdx.x] = float(*sum_smem);
+}
+
 // Race between blocks: two blocks write one element. Nothing orders blocks of one launch.
 extern "C" __global__ void planted_block_race(const __grid_constant__ PlantedParams p) {
     const uint64_t index = p.bug ? threadIdx.x : uint64_t(blockIdx.x) * blockDim.x + threadIdx.x;

@@ -16,6 +16,7 @@ mod products;
 pub mod report;
 mod rms_norm;
 mod rows;
+mod sampling;
 pub mod selftest;
 pub mod timing;
 
@@ -123,6 +124,7 @@ pub const BENCHES: &[Bench] = &[
         about: "a token a sequence over its cache, while sampling",
         ladders: attention::cached_ladders,
     },
+    Bench { name: "sampling", about: "drawing tokens from logits, and feeding them back", ladders: sampling::ladders },
     Bench { name: "classifier", about: "chunked linear + cross-entropy with its gradients", ladders: classifier::ladders },
 ];
 

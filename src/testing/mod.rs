@@ -16,6 +16,7 @@ pub mod planted;
 pub mod random;
 pub mod rms_norm;
 pub mod rope;
+pub mod sampling;
 pub mod square_sums;
 pub mod swiglu;
 
@@ -91,5 +92,6 @@ pub const FAMILIES: &[Family] = &[
     Family { name: "swiglu", checks: swiglu::checks },
     Family { name: "bias", checks: bias::checks },
     Family { name: "cached_attention", checks: cached_attention::checks },
+    Family { name: "sampling", checks: sampling::checks },
     Family { name: "classifier", checks: classifier::checks },
 ];

@@ -28,6 +28,7 @@ mod ranks;
 mod recipes;
 mod resume;
 mod sampling;
+mod sampling_draws;
 mod sampling_golden;
 mod scheduler;
 mod tiny_task;

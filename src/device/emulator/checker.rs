@@ -8,7 +8,7 @@ use super::clocks::Stamp;
 use super::grid::{Grid, current};
 use super::intrinsics::fail;
 use super::memory::{RED_ZONE, find};
-use super::shadow::{Access, Cell, Readers};
+use super::shadow::{Access, Cell};
 use super::warp::WARP;
 
 /// What an address belongs to, for people.
@@ -66,7 +66,7 @@ impl Grid<'_> {
         let written = &mut memory.written[offset..][..bytes];
         match access {
             Access::Write => written.fill(true),
-            Access::Read => {
+            Access::Read | Access::Addition => {
                 if let Some(at) = written.iter().position(|written| !written) {
                     return Err(Flaw::Unwritten(address + at as u64));
                 }
@@ -90,7 +90,7 @@ impl Grid<'_> {
     fn stamp_copy(&mut self, address: u64, bytes: usize, stamp: Stamp, written: bool) {
         let shared = &mut self.blocks[self.running.0].shared;
         let offset = (address - shared.base) as usize;
-        shared.memory.shadow.cells(offset, bytes, |_, cell| *cell = Cell { write: Some(stamp), readers: Readers::default() });
+        shared.memory.shadow.cells(offset, bytes, |_, cell| *cell = Cell::written_at(stamp));
         shared.memory.written[offset..][..bytes].fill(written);
     }
 

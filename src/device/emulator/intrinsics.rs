@@ -74,6 +74,20 @@ extern "C" fn limo_ldmatrix_x4(row: u64, transposed: u32) -> Four<u32> {
     Four(collective(WarpOp::LoadMatrices { transposed: transposed != 0 }, [row as u32, (row >> 32) as u32]))
 }
 
+/// Returns what the word held.
+#[unsafe(no_mangle)]
+extern "C" fn limo_atomic_add(word: *mut u32, value: u32) -> u32 {
+    if grid().checked {
+        let thread = grid().running.1;
+        grid().check(word as u64, size_of::<u32>(), Access::Addition, thread).unwrap_or_else(|what| fail(what));
+    }
+    // SAFETY: the kernel's own pointer; all fibers run on one host thread.
+    unsafe {
+        let before = word.read();
+        word.write(before.wrapping_add(value));
+        before
+    }
+}
 #[unsafe(no_mangle)]
 extern "C" fn limo_take_ticket(counter: *mut u32) -> u32 {
     turns::take_ticket(counter)

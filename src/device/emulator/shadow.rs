@@ -6,6 +6,8 @@ use super::clocks::Stamp;
 pub enum Access {
     Read,
     Write,
+    /// Atomic: additions need no order among themselves.
+    Addition,
 }
 
 /// The last accesses to some memory, in pages that exist once they were touched.
@@ -28,6 +30,8 @@ pub struct Cell {
     pub write: Option<Stamp>,
     /// Reads since that write.
     pub readers: Readers,
+    /// Additions since that write.
+    adders: Option<Box<Readers>>,
 }
 
 /// Threads whose reads are not known to be ordered before another one's: a group of one block and one clock, as bits, and the rest.
@@ -87,20 +91,27 @@ impl Page {
 }
 
 impl Cell {
+    pub fn written_at(stamp: Stamp) -> Self {
+        Cell { write: Some(stamp), ..Cell::default() }
+    }
+
     /// An earlier access that conflicts with a new one and is not ordered before it.
     pub fn rival(&self, access: Access, ordered: &impl Fn(Stamp) -> bool) -> Option<(Stamp, Access)> {
         let unordered = |stamp: Option<Stamp>| stamp.filter(|&stamp| !ordered(stamp));
         if let Some(write) = unordered(self.write) {
             return Some((write, Access::Write));
         }
-        let read = if access == Access::Write { self.readers.all().find(|&stamp| !ordered(stamp)) } else { None };
-        read.map(|stamp| (stamp, Access::Read))
+        let first = |of: &Readers| of.all().find(|&stamp| !ordered(stamp));
+        let addition = if access == Access::Addition { None } else { self.adders.as_deref().and_then(first) };
+        let read = if access == Access::Read { None } else { first(&self.readers) };
+        addition.map(|stamp| (stamp, Access::Addition)).or(read.map(|stamp| (stamp, Access::Read)))
     }
 
     pub fn remember(&mut self, now: Stamp, access: Access, ordered: &impl Fn(Stamp) -> bool) {
         match access {
-            Access::Write => *self = Cell { write: Some(now), readers: Readers::default() },
+            Access::Write => *self = Cell::written_at(now),
             Access::Read => self.readers.add(now, ordered),
+            Access::Addition => self.adders.get_or_insert_default().add(now, ordered),
         }
     }
 }

@@ -77,8 +77,8 @@ pub fn exp(x: f32) -> f32 {
     // 2ⁿ as two factors, each in the exponent's range.
     let n = (shifted.to_bits() as i32).wrapping_sub(ROUND.to_bits() as i32);
     let half = n >> 1;
-    let power = |e: i32| f32::from_bits(((e + 127) << 23) as u32);
-    let result = p * power(half) * power(n - half);
+    let power = |e: i32| f32::from_bits((e.wrapping_add(127) << 23) as u32);
+    let result = p * power(half) * power(n.wrapping_sub(half));
     // Below the normal range the polynomial would return denormals of little precision.
     let result = if x < -87.336_54 { 0.0 } else { result };
     let result = if x > 88.722_83 { f32::INFINITY } else { result };

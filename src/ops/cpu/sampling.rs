@@ -10,7 +10,7 @@ use std::borrow::Cow;
 /// A stripe is a quad of each strand. Lane l of it holds tokens l, l + LANES, …, so strand s has lanes 4s to 4s + 3.
 const LANES: usize = DrawTokens::STRANDS * DrawTokens::QUAD;
 /// Lanes that a task folds.
-const PART: usize = 256;
+const PART: usize = 512;
 /// Weights are whole numbers of 2⁻⁴⁰.
 const ONE: f32 = (1u64 << 40) as f32;
 
@@ -63,14 +63,14 @@ fn draw_row(x: &[f32], narrowing: &Narrowing, random: [u64; 2], seen: Option<&[i
     }
     // Of a tiny temperature the inverse would be infinite, and no number times 0.
     let inverse = (1.0 / narrowing.temperature).min(f32::MAX);
-    let weight = |y: f32| exp((y - max) * inverse);
+    let weight = move |y: f32| exp((y - max) * inverse);
     let mut sums = Vec::new();
     let token = if narrowing.temperature == 0.0 {
         y.iter().position(|&y| y == max).expect("the largest is one of them")
     } else {
-        sums = fold(&y, 0.0, |sum, y| sum + weight(y));
+        sums = fold(&y, 0.0, move |sum, y| sum + weight(y));
         let kept = kept(&y, max, &largest, total(&sums), narrowing, weight);
-        draw_token(&y, kept.as_deref(), &sums, weight, inverse, random)
+        draw_token(&y, kept.as_ref(), &sums, inverse, random)
     };
     if !told {
         return (token as i32, 0.0);
@@ -79,7 +79,7 @@ fn draw_row(x: &[f32], narrowing: &Narrowing, random: [u64; 2], seen: Option<&[i
         return (token as i32, x[token] - max - total(&sums).ln());
     }
     let max = if seen.is_some() { vectorised(|| max_of(&fold(x, f32::NEG_INFINITY, larger))) } else { max };
-    let sums = fold(x, 0.0, |sum, x| sum + exp(x - max));
+    let sums = fold(x, 0.0, move |sum, x| sum + exp(x - max));
     (token as i32, x[token] - max - total(&sums).ln())
 }
 
@@ -98,22 +98,88 @@ fn total(sums: &[f32]) -> f32 {
     vectorised(|| sum_of(sums.len(), |i| sums[i]))
 }
 
-/// Folds the tokens of each lane in increasing order. Tasks are of fixed lanes, so no result depends on threads.
-fn fold(y: &[f32], start: f32, step: impl Fn(f32, f32) -> f32 + Sync) -> Vec<f32> {
+/// Folds the tokens of each lane in increasing order. Tasks are of fixed lanes, so no result depends on threads. `step` holds what it needs by value: behind a
+/// reference it could be one of the lanes, and nothing would be vectorised.
+fn fold(y: &[f32], start: f32, step: impl Fn(f32, f32) -> f32 + Copy + Sync) -> Vec<f32> {
     let mut lanes = vec![start; LANES.min(y.len())];
     lanes.par_chunks_mut(PART).enumerate().for_each(|(part, lanes)| {
-        vectorised(|| {
+        vectorised(move || {
             for stripe in y.chunks(LANES) {
                 let tokens = stripe.get(part * PART..).unwrap_or_default();
-                lanes.iter_mut().zip(tokens).for_each(|(lane, &y)| *lane = step(*lane, y));
+                for (lane, &y) in lanes.iter_mut().zip(tokens) {
+                    *lane = step(*lane, y);
+                }
             }
         });
     });
     lanes
 }
 
-/// The tokens that may be drawn, in increasing order; nothing where all may be. `largest` of the lanes and the `total` weight of all tokens save most
-/// of them a closer look.
+/// Tokens that may be drawn, in increasing order, with their logits and weights.
+struct Candidates {
+    tokens: Vec<usize>,
+    logits: Vec<f32>,
+    weights: Vec<f32>,
+}
+
+impl Candidates {
+    /// Those whose logits reach `least`.
+    fn new(y: &[f32], least: f32, weight: impl Fn(f32) -> f32) -> Self {
+        let mut tokens = Vec::new();
+        for (at, part) in y.chunks(64).enumerate() {
+            if vectorised(|| part.iter().fold(false, |any, &y| any | (y >= least))) {
+                tokens.extend((64 * at..).zip(part).filter(|&(_, &y)| y >= least).map(|(i, _)| i));
+            }
+        }
+        let logits: Vec<f32> = tokens.iter().map(|&i| y[i]).collect();
+        let mut weights = logits.clone();
+        let values = &mut weights[..];
+        vectorised(move || {
+            for value in values {
+                *value = weight(*value);
+            }
+        });
+        Candidates { tokens, logits, weights }
+    }
+
+    fn total(&self, least: f32) -> f32 {
+        self.logits.iter().zip(&self.weights).filter(|&(&y, _)| y >= least).map(|(_, weight)| weight).sum()
+    }
+
+    /// The largest logit at which `measure` of the weights of all candidates from it on up reaches `target`; `least` where those from there on never do.
+    /// Digit by digit of the logits' ranks: a histogram finds the first digit, one of what begins with it the next.
+    fn reach(&self, least: f32, measure: impl Fn(f32) -> u64, target: u64) -> f32 {
+        const DIGIT: u32 = 8;
+        let top = self.logits.iter().map(|&y| order(y)).max().unwrap_or_default();
+        let last = top - order(least).min(top);
+        let (mut shift, mut found, mut target) = ((u32::BITS - last.leading_zeros()).next_multiple_of(DIGIT), 0, target.max(1));
+        while shift > 0 {
+            let mut sums = [0u64; 1 << DIGIT];
+            for (&y, &weight) in self.logits.iter().zip(&self.weights) {
+                let rank = top - order(y);
+                if rank <= last && u64::from(rank) >> shift == found {
+                    sums[rank as usize >> (shift - DIGIT) & ((1 << DIGIT) - 1)] += measure(weight);
+                }
+            }
+            let Some(digit) = running(&sums, &mut target) else { return least };
+            found = found << DIGIT | digit as u64;
+            shift -= DIGIT;
+        }
+        value_of(top - found as u32)
+    }
+
+    fn retain(&mut self, least: f32) {
+        let keep = |i: &usize| self.logits[*i] >= least;
+        let kept: Vec<usize> = (0..self.tokens.len()).filter(keep).collect();
+        *self = Candidates {
+            tokens: kept.iter().map(|&i| self.tokens[i]).collect(),
+            logits: kept.iter().map(|&i| self.logits[i]).collect(),
+            weights: kept.iter().map(|&i| self.weights[i]).collect(),
+        };
+    }
+}
+
+/// What may be drawn; nothing where every token may be. `largest` of the lanes and the `total` weight of all tokens save most tokens a closer look.
 fn kept(
     y: &[f32],
     max: f32,
@@ -121,7 +187,7 @@ fn kept(
     total: f32,
     narrowing: &Narrowing,
     weight: impl Fn(f32) -> f32,
-) -> Option<Vec<usize>> {
+) -> Option<Candidates> {
     let Narrowing { temperature, top_k, top_p, .. } = *narrowing;
     let k = if (top_k as usize) < y.len() { top_k as usize } else { 0 };
     let min_p = max + narrowing.min_p_limit();
@@ -135,44 +201,17 @@ fn kept(
         _ => f32::NEG_INFINITY,
     };
     let mut threshold = bound.max(f32::MIN);
-    let mut kept = Vec::new();
-    for (at, tokens) in y.chunks(64).enumerate() {
-        if vectorised(|| tokens.iter().fold(false, |any, &y| any | (y >= threshold))) {
-            kept.extend((64 * at..).zip(tokens).filter(|&(_, &y)| y >= threshold).map(|(i, _)| i));
-        }
-    }
+    let mut candidates = Candidates::new(y, threshold, weight);
     let mut total = total;
     if k > 0 {
-        threshold = reach(y, &kept, threshold, |_| 1, k as u64);
-        total = kept.iter().map(|&i| y[i]).filter(|&y| y >= threshold).map(&weight).sum();
+        threshold = candidates.reach(threshold, |_| 1, k as u64);
+        total = candidates.total(threshold);
     }
     if top_p < 1.0 {
-        threshold = reach(y, &kept, threshold, |y| whole(weight(y)), whole(top_p * total));
+        threshold = candidates.reach(threshold, whole, whole(top_p * total));
     }
-    threshold = threshold.max(min_p);
-    kept.retain(|&i| y[i] >= threshold);
-    Some(kept)
-}
-
-/// The largest logit at which the weights of all `candidates` from it on up reach `target`; `least` where those from there on never do. Digit by digit of the logits'
-/// ranks: a histogram of weights finds the first digit, one of the weights of what begins with it the next.
-fn reach(y: &[f32], candidates: &[usize], least: f32, weight: impl Fn(f32) -> u64, target: u64) -> f32 {
-    const DIGIT: u32 = 11;
-    let logits = || candidates.iter().map(|&i| y[i]).filter(|&y| y >= least);
-    let top = logits().map(order).max().unwrap_or_default();
-    let rank = |y: f32| top - order(y);
-    let bits = u32::BITS - logits().map(rank).max().unwrap_or_default().leading_zeros();
-    let (mut shift, mut found, mut target) = (bits.next_multiple_of(DIGIT), 0, target.max(1));
-    while shift > 0 {
-        let mut sums = vec![0u64; 1 << DIGIT];
-        for y in logits().filter(|&y| u64::from(rank(y)) >> shift == found) {
-            sums[rank(y) as usize >> (shift - DIGIT) & ((1 << DIGIT) - 1)] += weight(y);
-        }
-        let Some(digit) = running(&sums, &mut target) else { return least };
-        found = found << DIGIT | digit as u64;
-        shift -= DIGIT;
-    }
-    value_of(top - found as u32)
+    candidates.retain(threshold.max(min_p));
+    Some(candidates)
 }
 
 /// The first of `weights` at which their running sum reaches `target`, which is left reduced by what comes before.
@@ -200,31 +239,23 @@ fn whole(weight: f32) -> u64 {
     (weight * ONE) as u64
 }
 
-/// Chooses a strand, then one of its tokens. `sums` are those of the lanes, for when every token is kept.
-fn draw_token(
-    y: &[f32],
-    kept: Option<&[usize]>,
-    sums: &[f32],
-    weight: impl Fn(f32) -> f32,
-    inverse: f32,
-    [first, second]: [u64; 2],
-) -> usize {
+/// Chooses a strand, then one of its tokens, of `kept` or of all: `sums` are the lanes' weights.
+fn draw_token(y: &[f32], kept: Option<&Candidates>, sums: &[f32], inverse: f32, [first, second]: [u64; 2]) -> usize {
     let strand_of = |token: usize| token / DrawTokens::QUAD % DrawTokens::STRANDS;
-    let strands: Vec<f32> = match kept {
-        None => sums.chunks(DrawTokens::QUAD).map(|lanes| lanes.iter().sum()).collect(),
-        Some(kept) => {
-            let mut strands = vec![0.0; DrawTokens::STRANDS];
-            kept.iter().for_each(|&i| strands[strand_of(i)] += weight(y[i]));
-            strands
+    let mut strands = vec![0.0; y.len().div_ceil(DrawTokens::QUAD).min(DrawTokens::STRANDS)];
+    match kept {
+        None => strands.iter_mut().zip(sums.chunks(DrawTokens::QUAD)).for_each(|(strand, lanes)| *strand = lanes.iter().sum()),
+        Some(Candidates { tokens, weights, .. }) => {
+            tokens.iter().zip(weights).for_each(|(&i, weight)| strands[strand_of(i)] += weight)
         }
-    };
+    }
     let strand = choose(strands.into_iter().map(whole), first);
     let tokens: Vec<usize> = match kept {
         None => {
             let quads = (strand * DrawTokens::QUAD..y.len()).step_by(LANES);
             quads.flat_map(|at| at..y.len().min(at + DrawTokens::QUAD)).collect()
         }
-        Some(kept) => kept.iter().copied().filter(|&i| strand_of(i) == strand).collect(),
+        Some(kept) => kept.tokens.iter().copied().filter(|&i| strand_of(i) == strand).collect(),
     };
     let largest = tokens.iter().map(|&i| y[i]).fold(f32::NEG_INFINITY, f32::max);
     tokens[choose(tokens.iter().map(|&i| whole(exp((y[i] - largest) * inverse))), second)]

@@ -4,8 +4,8 @@
 use super::attention::HEAD_DIMS;
 use super::gemm::CublasLt;
 use super::{
-    adamw, attention, bias, cached_attention, classifier, elementwise, embedding, paged_attention, rms_norm, rope, square_sums,
-    swiglu,
+    adamw, attention, bias, cached_attention, classifier, elementwise, embedding, paged_attention, rms_norm, rope, sampling,
+    square_sums, swiglu,
 };
 use crate::device::driver::Driver;
 use crate::device::gpu::peak_bf16_flops;
@@ -261,12 +261,10 @@ impl Ops for Cuda {
         named("paged_attention", *op.qkv.shape(), || run(op))
     }
     fn draw_tokens(&self, op: DrawTokens) -> Result<()> {
-        op.check()?;
-        Err(Error::internal("draw_tokens"))
+        named("draw_tokens", *op.logits.shape(), || sampling::draw_tokens(self.launcher(), op))
     }
     fn feed_tokens(&self, op: FeedTokens) -> Result<()> {
-        op.check()?;
-        Err(Error::internal("feed_tokens"))
+        named("feed_tokens", *op.out.shape(), || sampling::feed_tokens(self.launcher(), op))
     }
     fn swiglu(&self, op: SwiGlu) -> Result<()> {
         let run = |op| swiglu::swiglu(self.launcher(), shipped(&swiglu::FORWARD), op);

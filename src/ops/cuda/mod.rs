@@ -15,6 +15,7 @@ pub mod paged_attention;
 pub mod params;
 pub mod rms_norm;
 pub mod rope;
+pub mod sampling;
 pub mod square_sums;
 pub mod swiglu;
 

@@ -44,7 +44,7 @@ impl Wrapper {
     }
 }
 
-pub const WRAPPERS: [Wrapper; 31] = [
+pub const WRAPPERS: [Wrapper; 32] = [
     Wrapper::new("pack_bf16x2", Words(references::pack_bf16x2)),
     Wrapper::new("unpack_bf16", Words(references::unpack_bf16)),
     Wrapper::new("multiply_add", Floats(references::multiply_add)),
@@ -74,6 +74,7 @@ pub const WRAPPERS: [Wrapper; 31] = [
     Wrapper::new("ldmatrix_x4_transposed", Words(references::ldmatrix_x4_transposed)),
     Wrapper::new("mma_integers", Floats(references::mma_integers)),
     Wrapper::new("mma_fractions", Near(references::mma_fractions)),
+    Wrapper::new("atomic_add_shared", Words(references::additions)),
     Wrapper::of_blocks("take_ticket", Words(<[u32]>::to_vec)),
     Wrapper::of_blocks("ordered_wait", Words(references::sums_over_blocks)),
 ];

@@ -164,6 +164,17 @@ pub fn reversed(input: &[u32], round: usize) -> Vec<u32> {
     input.chunks(round).flat_map(|words| words.iter().rev().copied()).collect()
 }
 
+/// Of each round: the 64-bit sum of the words with the same last five bits, its lower half in even places and its upper half in odd ones.
+pub fn additions(input: &[u32]) -> Vec<u32> {
+    let round = |words: &[u32]| {
+        let mut sums = [0u64; WARP];
+        words.iter().for_each(|&word| sums[word as usize % WARP] += u64::from(word));
+        let halves = words.iter().enumerate().map(|(i, &word)| (sums[word as usize % WARP] >> (32 * (i % 2))) as u32);
+        halves.collect::<Vec<_>>()
+    };
+    input.chunks(THREADS).flat_map(round).collect()
+}
+
 /// Chunks of four words, reversed within rounds of a chunk a thread; every fifth is zero.
 pub fn copies(input: &[u32]) -> Vec<u32> {
     let chunk = |i: usize| {

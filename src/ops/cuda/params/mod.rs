@@ -18,6 +18,7 @@ mod emulator;
 mod paged_attention;
 mod rms_norm;
 mod rope;
+mod sampling;
 mod square_sums;
 mod swiglu;
 
@@ -33,6 +34,7 @@ pub use emulator::*;
 pub use paged_attention::*;
 pub use rms_norm::*;
 pub use rope::*;
+pub use sampling::*;
 pub use square_sums::*;
 pub use swiglu::*;
 
