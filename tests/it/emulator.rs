@@ -54,7 +54,20 @@ macro_rules! families {
     };
 }
 
-families!(rms_norm, attention, adamw, square_sums, elementwise, embedding, rope, swiglu, bias, cached_attention, classifier);
+families!(
+    rms_norm,
+    attention,
+    adamw,
+    square_sums,
+    elementwise,
+    embedding,
+    rope,
+    swiglu,
+    bias,
+    cached_attention,
+    paged_attention,
+    classifier
+);
 
 #[test]
 fn every_family_is_tested() {

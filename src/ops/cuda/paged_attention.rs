@@ -18,7 +18,7 @@ pub struct DecodeVersion {
     /// The one idea it adds to the version before.
     pub idea: &'static str,
     /// For each of [`HEAD_DIMS`].
-    kernels: [&'static str; 2],
+    pub kernels: [&'static str; 2],
     pub grid: Grid,
 }
 
@@ -128,7 +128,7 @@ fn params(op: &PagedAttention) -> Result<(PagedAttentionParams, usize)> {
         _ => Err(Error::internal(format!("{OP}: {count} {what} are beyond one launch, which counts {MOST_HEADS}"))),
     };
     let (cache, page_stride) = place(&op.cache, op.layer);
-    expect_aligned(OP, &[op.qkv.address(), op.out.address(), op.scratch.address(), cache])?;
+    expect_aligned(OP, &[op.qkv.address(), op.out.address(), cache])?;
     most("query heads", op.heads.query)?;
     let params = PagedAttentionParams {
         qkv: Ptr::new(op.qkv.address()),
@@ -159,6 +159,7 @@ pub fn decode(launcher: &dyn Launcher, version: &DecodeVersion, op: PagedAttenti
     params.splits = (params.width * PAGED_PAGE).div_ceil(PAGED_SPLIT).max(1);
     let rows = u64::from(params.sequences) * op.heads.query as u64;
     if params.splits > 1 {
+        expect_aligned("paged_attention", &[op.scratch.address()])?;
         params.partial = Ptr::new(op.scratch.address());
         params.sums = Ptr::new(op.scratch.address() + rows * u64::from(params.splits) * (op.heads.dim * 4) as u64);
     }
