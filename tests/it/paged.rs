@@ -1,9 +1,13 @@
 //! What makes a sample's tokens a function of the sample alone: a token gets the same bits from RoPE into pages and attention over them whatever is
 //! beside it, however wide the page table is, and, in a prompt, whatever chunk it comes in.
 
+use limo_engine::bench::dry::{Dry, Noted};
+use limo_engine::device::Launcher;
 use limo_engine::device::emulator::Emulator;
+use limo_engine::error::Result;
 use limo_engine::ops::cpu::{Cpu, CpuBf16};
 use limo_engine::ops::cuda::Cuda;
+use limo_engine::ops::cuda::paged_attention::{DECODE, DecodeVersion, decode};
 use limo_engine::ops::*;
 use limo_engine::tensor::{DType, Tensor};
 use limo_engine::testing::buffer::encode;
@@ -186,4 +190,53 @@ fn a_prompts_token_does_not_depend_on_its_chunk() {
             assert!(again == whole, "{}, heads of {dim}: chunks of {chunk}, beside another: {beside}", ops.device());
         }
     });
+}
+
+/// What a step of last tokens launches, with operands that are not there.
+fn launches(version: &DecodeVersion, sequences: usize, width: usize, heads: HeadLayout) -> Result<Vec<Noted>> {
+    let dry = Dry::default();
+    let new = |dtype, shape: &[usize]| Tensor::alone(dry.allocator(), dtype, shape).unwrap();
+    let (pages, lengths) = (new(DType::I32, &[sequences, width]), new(DType::I32, &[sequences]));
+    let qkv = new(DType::Bf16, &[sequences, heads.fused(), heads.dim]);
+    let cache = new(DType::Bf16, &[1, 1, 2, heads.kv * PAGE * heads.dim]);
+    let mut scratch = new(DType::U8, &[PagedAttention::scratch_bytes(DType::Bf16, sequences, width, heads)]);
+    let mut out = new(DType::Bf16, &[sequences, heads.query, heads.dim]);
+    let op = PagedAttention {
+        qkv: qkv.view(),
+        heads,
+        queries: PagedQueries::Last,
+        cache: cache.view(),
+        layer: 0,
+        pages: pages.view(),
+        lengths: lengths.view(),
+        scratch: scratch.view_mut(),
+        out: out.view_mut(),
+    };
+    decode(&dry, version, op).map(|()| dry.take())
+}
+
+const HEADS: HeadLayout = HeadLayout { query: 28, kv: 4, dim: 128 };
+
+#[test]
+fn launches_follow_from_shapes_and_splits_are_put_together_where_a_table_has_room_for_two() {
+    let grids = |version, sequences, width| -> Vec<[u32; 3]> {
+        launches(version, sequences, width, HEADS).unwrap().iter().map(|noted| noted.grid).collect()
+    };
+    let [naive, splits, live] = &DECODE;
+    assert_eq!(grids(naive, 3, 9), [[11, 1, 1]]); // 84 warps
+    assert_eq!(grids(splits, 3, 8), [[1, 4, 3]]);
+    assert_eq!(grids(splits, 3, 9), [[2, 4, 3], [6, 1, 1]]); // 84 heads of 16 chunks
+    assert_eq!(grids(live, 3, 9), [[24, 1, 1], [6, 1, 1]]);
+    assert_eq!(grids(live, 256, 512)[0], [263, 1, 1]);
+    assert!(grids(live, 0, 9).is_empty());
+    // 40 query heads of one key/value head: three runs of at most 16.
+    let wide = HeadLayout { query: 40, kv: 1, dim: 64 };
+    assert_eq!(launches(splits, 2, 1, wide).unwrap()[0].grid, [1, 3, 2]);
+}
+
+#[test]
+fn what_no_kernel_of_paged_attention_serves_is_refused_by_name() {
+    let refusal = |sequences, heads| launches(&DECODE[2], sequences, 1, heads).unwrap_err().message;
+    assert!(refusal(1, HeadLayout { dim: 96, ..HEADS }).contains("heads of 96"));
+    assert!(refusal(70_000, HEADS).contains("70000 sequences"));
 }

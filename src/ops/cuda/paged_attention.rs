@@ -198,3 +198,14 @@ pub fn prefill(launcher: &dyn Launcher, op: PagedAttention) -> Result<()> {
     // SAFETY: as for `decode`.
     unsafe { launcher.launch(["paged_prefill_64", "paged_prefill_128"][dim], extent, bytemuck::bytes_of(&params)) }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::RING_BYTES;
+
+    #[test]
+    fn every_version_fits_every_gpu_since_sm_80() {
+        // sm_86 and sm_89 have the least shared memory of them all.
+        assert!(RING_BYTES.iter().all(|&bytes| bytes <= 99 << 10));
+    }
+}

@@ -47,7 +47,8 @@ static LAST: [Case; 17] = [
     case("Qwen2.5 7B", [28, 4, 128], &[[67, 1]]),
     Case { mean: 1.5, ..case("non-zero mean", [5, 1, 128], &[[100, 1], [39, 1]]) },
     Case { scale: 18.0, ..case("scores of a thousand", [2, 1, 128], &[[129, 1], [520, 1]]) },
-    Case { scale: 1e4, ..case("scores of 10^8", [2, 1, 64], &[[70, 1], [5, 1], [530, 1]]) },
+    // The highest weight is 2^δ there and is rounded, one error a row (kernels/attention/README.md): many rows, so that both programs have their share.
+    Case { scale: 1e4, ..case("scores of 10^8", [16, 2, 64], &[[70, 1], [5, 1], [530, 1], [33, 1], [66, 1], [20, 1]]) },
 ];
 
 const MANY: [[usize; 2]; 70] = {
