@@ -11,6 +11,7 @@ mod classifier;
 pub mod dry;
 mod embedding;
 pub mod models;
+mod paged_attention;
 pub mod problem;
 mod products;
 pub mod report;
@@ -33,6 +34,7 @@ use models::Model;
 use problem::{Device, Problem};
 use report::{Measurement, Speed};
 use serde::Serialize;
+use std::collections::HashSet;
 use std::ops::Range;
 
 /// What bounds an op on a GPU.
@@ -124,6 +126,11 @@ pub const BENCHES: &[Bench] = &[
         about: "a token a sequence over its cache, while sampling",
         ladders: attention::cached_ladders,
     },
+    Bench {
+        name: "paged_attention",
+        about: "RoPE into pages, a token a sequence over its pages, chunks of prompts",
+        ladders: paged_attention::ladders,
+    },
     Bench { name: "sampling", about: "drawing tokens from logits, and feeding them back", ladders: sampling::ladders },
     Bench { name: "classifier", about: "chunked linear + cross-entropy with its gradients", ladders: classifier::ladders },
 ];
@@ -176,10 +183,14 @@ pub fn time(driver: &Driver, chosen: &Chosen, tell: Tell) -> Result<()> {
     let needed = ladders.is_empty() || ladders.iter().any(|ladder| ladder.ceiling == Ceiling::Product);
     let product = if needed { Some(cublaslt.as_ref().map_err(Error::clone)?) } else { None };
     let ceilings = Ceilings::measure(driver, product, tell)?;
+    let mut verified = HashSet::new();
     for ladder in &ladders {
         let versions = chosen.versions(ladder);
         for version in versions.clone() {
-            ladder.verify(driver, version)?;
+            // Ladders of other shapes may share their versions.
+            if verified.insert((ladder.family, &ladder.versions[version].0)) {
+                ladder.verify(driver, version)?;
+            }
         }
         for model in &chosen.models {
             time_problem(device, ladder, versions.clone(), model, &ceilings, tell)?;

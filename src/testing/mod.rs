@@ -12,6 +12,7 @@ pub mod conformance;
 pub mod elementwise;
 pub mod embedding;
 pub mod gemm;
+pub mod paged_attention;
 pub mod planted;
 pub mod random;
 pub mod rms_norm;
@@ -92,6 +93,7 @@ pub const FAMILIES: &[Family] = &[
     Family { name: "swiglu", checks: swiglu::checks },
     Family { name: "bias", checks: bias::checks },
     Family { name: "cached_attention", checks: cached_attention::checks },
+    Family { name: "paged_attention", checks: paged_attention::checks },
     Family { name: "sampling", checks: sampling::checks },
     Family { name: "classifier", checks: classifier::checks },
 ];

@@ -68,6 +68,7 @@ families!(
     swiglu,
     bias,
     cached_attention,
+    paged_attention,
     sampling,
     classifier
 );

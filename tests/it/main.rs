@@ -22,6 +22,7 @@ mod ops;
 mod optimizer;
 mod options;
 mod packing;
+mod paged;
 mod plan;
 mod processes;
 mod ranks;

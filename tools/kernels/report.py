@@ -133,8 +133,9 @@ def rules(resources, code, listed):
         kernels = [launch["kernel"] for launch in line["launches"]]
         broken += [f"{kernel} is launched and was not built" for kernel in kernels if kernel not in code or kernel not in resources]
         tensor_cores = any(code.get(kernel, {}).get("HMMA") for kernel in kernels)
-        if line["bench"] == "attention" and line["ships"] and not tensor_cores:
-            broken.append(f"attention {line['version']} ships without tensor cores: {', '.join(kernels)}")
+        attends = line["bench"] == "attention" or line["bench"] == "paged_attention" and line["version"] != "rope"
+        if attends and line["ships"] and not tensor_cores:
+            broken.append(f"{line['bench']} {line['version']} ships without tensor cores: {', '.join(kernels)}")
     if broken:
         sys.exit("\n".join(dict.fromkeys(broken)))
 

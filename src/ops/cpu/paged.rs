@@ -136,7 +136,7 @@ fn attend(tasks: Vec<Task>, heads: HeadLayout, qkv: &[f32], (cache, layer): (Vie
         let rows = tokens.len() * group;
         // Row r is query head r % group of token r / group.
         let place = |row: usize, heads: usize| ((tokens.start + row / group) * heads + head * group + row % group) * dim;
-        let padded = rows.max(steady_rows(PAGE));
+        let padded = rows.max(steady_rows(PAGE.min(dim)));
         let mut queries = vec![0.0f32; padded * dim];
         for (row, to) in queries.chunks_exact_mut(dim).take(rows).enumerate() {
             to.copy_from_slice(&qkv[place(row, fused)..][..dim]);

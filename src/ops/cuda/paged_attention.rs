@@ -18,7 +18,7 @@ pub struct DecodeVersion {
     /// The one idea it adds to the version before.
     pub idea: &'static str,
     /// For each of [`HEAD_DIMS`].
-    kernels: [&'static str; 2],
+    pub kernels: [&'static str; 2],
     pub grid: Grid,
 }
 
@@ -128,7 +128,7 @@ fn params(op: &PagedAttention) -> Result<(PagedAttentionParams, usize)> {
         _ => Err(Error::internal(format!("{OP}: {count} {what} are beyond one launch, which counts {MOST_HEADS}"))),
     };
     let (cache, page_stride) = place(&op.cache, op.layer);
-    expect_aligned(OP, &[op.qkv.address(), op.out.address(), op.scratch.address(), cache])?;
+    expect_aligned(OP, &[op.qkv.address(), op.out.address(), cache])?;
     most("query heads", op.heads.query)?;
     let params = PagedAttentionParams {
         qkv: Ptr::new(op.qkv.address()),
@@ -159,6 +159,7 @@ pub fn decode(launcher: &dyn Launcher, version: &DecodeVersion, op: PagedAttenti
     params.splits = (params.width * PAGED_PAGE).div_ceil(PAGED_SPLIT).max(1);
     let rows = u64::from(params.sequences) * op.heads.query as u64;
     if params.splits > 1 {
+        expect_aligned("paged_attention", &[op.scratch.address()])?;
         params.partial = Ptr::new(op.scratch.address());
         params.sums = Ptr::new(op.scratch.address() + rows * u64::from(params.splits) * (op.heads.dim * 4) as u64);
     }
@@ -196,4 +197,15 @@ pub fn prefill(launcher: &dyn Launcher, op: PagedAttention) -> Result<()> {
     let extent = Launch { grid: [slots, params.query_heads, 1], block: [128, 1, 1], shared_bytes };
     // SAFETY: as for `decode`.
     unsafe { launcher.launch(["paged_prefill_64", "paged_prefill_128"][dim], extent, bytemuck::bytes_of(&params)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::RING_BYTES;
+
+    #[test]
+    fn every_version_fits_every_gpu_since_sm_80() {
+        // sm_86 and sm_89 have the least shared memory of them all.
+        assert!(RING_BYTES.iter().all(|&bytes| bytes <= 99 << 10));
+    }
 }
