@@ -137,9 +137,8 @@ impl Scheduler {
             return Some(Step { moves: Vec::new(), work: Work::Prefill(chunks) });
         }
         let mut moves = Vec::new();
-        if self.grow(&mut moves) {
-            self.admit(&mut moves);
-        }
+        self.grow(&mut moves);
+        self.admit(&mut moves);
         let rows = self.rows();
         (!rows.is_empty()).then_some(Step { moves, work: Work::Decode(rows) })
     }
@@ -217,7 +216,8 @@ impl Scheduler {
         self.line().next()
     }
 
-    /// Pages for those who wait. A few stay free for those who run, which would otherwise preempt at once whom they let in.
+    /// Pages for those who wait. A few stay free for those who run, which would otherwise preempt at once whom they let in. With nobody running the first in line
+    /// always has room: prefixes are computed in the order of the line and dropped from its end, so none is there that the first could lack pages for.
     fn room(&self) -> usize {
         let watermark = if self.running.is_empty() { 0 } else { (self.limits.pages / 64).max(1) };
         self.blocks.cache.free().saturating_sub(watermark)
@@ -228,13 +228,9 @@ impl Scheduler {
     /// Such a step runs as soon as a row would stay empty, and then serves the next batch/16 samples in line too, as far as there is room: with many samples a
     /// prompt it is rare, with one sample a prompt it has many prompts, and no row waits for more of them.
     fn prefill(&mut self) -> Vec<Chunk> {
-        let Some((first, pages)) = self.first() else { return Vec::new() };
-        let missing = self.blocks.missing(first);
-        if missing.0 == 0 || self.slots.free() == 0 {
+        let lacks = self.first().is_some_and(|(key, _)| self.blocks.missing(key).0 > 0);
+        if !lacks || self.slots.free() == 0 {
             return Vec::new();
-        }
-        if self.running.is_empty() {
-            self.blocks.make_room(pages + missing.1);
         }
         let Limits { batch, chunk, .. } = self.limits;
         let served = (self.slots.free() + (batch / 16).max(1)).min(batch);
@@ -264,9 +260,8 @@ impl Scheduler {
         Chunk { prompt: request.prompt, tokens: request.tokens[start..start + tokens].to_vec(), start, pages: pages.clone() }
     }
 
-    /// Gives each running sample the page that its next token needs, the oldest first; where none is free, the youngest leaves. Returns whether all stayed.
-    fn grow(&mut self, moves: &mut Vec<Move>) -> bool {
-        let before = self.stats.preemptions;
+    /// Gives each running sample the page that its next token needs, the oldest first; where none is free, the youngest leaves.
+    fn grow(&mut self, moves: &mut Vec<Move>) {
         let mut turn = 0;
         while let Some(id) = self.running.get(turn) {
             let sample = self.samples.get_mut(id).expect("a running sample has not ended");
@@ -280,7 +275,6 @@ impl Scheduler {
                 self.preempt(moves);
             }
         }
-        self.stats.preemptions == before
     }
 
     /// Takes row and pages from the youngest that runs. The pages move to host memory, where those of still younger samples make way for them.
@@ -316,9 +310,6 @@ impl Scheduler {
     /// Gives rows to those who wait, as far as there are rows and room.
     fn admit(&mut self, moves: &mut Vec<Move>) {
         while let Some((key, pages)) = self.first() {
-            if self.running.is_empty() {
-                self.blocks.make_room(pages);
-            }
             if self.slots.free() == 0 || self.blocks.missing(key).0 > 0 || pages > self.room() {
                 return;
             }
