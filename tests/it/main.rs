@@ -30,5 +30,7 @@ mod resume;
 mod sampling;
 mod sampling_golden;
 mod scheduler;
+mod sample_command;
+mod sample_rows;
 mod tiny_task;
 mod training;

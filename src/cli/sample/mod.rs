@@ -111,7 +111,7 @@ impl Job<'_> {
         let loaded = Sampler::load(ops, &model.config, &model.files, capacity);
         let Sampler { model: qwen2, weights, mut engine } = loaded.map_err(|e| e.context(model.folder.display()))?;
         let found = |tokens: &[i32]| stop_texts.found(tokens);
-        let text: Option<&dyn Fn(&[i32]) -> bool> = if stop_texts.is_empty() { None } else { Some(&found) };
+        let text = (!stop_texts.is_empty()).then_some(&found as &dyn Fn(&[i32]) -> bool);
         let settings = Settings {
             narrowing: sampling.narrowing(),
             stop: StopRules { ids: &model.stop_ids, text, repetition: sampling.repetition_stop },

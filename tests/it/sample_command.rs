@@ -1,0 +1,615 @@
+//! `limo-engine sample` as a user meets it: rows, broken input, going on, shards, full disks, signals.
+
+use crate::command::{limo_engine, limo_engine_with, succeed};
+use crate::disk::{command, end, fake_disk, signal};
+use serde_json::{Value, json};
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+
+const CONTEXT: usize = 192;
+
+/// A model of random weights with a context of 192 tokens, made once.
+fn model() -> &'static str {
+    static MADE: OnceLock<String> = OnceLock::new();
+    MADE.get_or_init(|| {
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("sample_model");
+        fs::create_dir_all(&folder).unwrap();
+        let mut config: Value = serde_json::from_slice(&fs::read("configs/tiny/config.json").unwrap()).unwrap();
+        config["max_position_embeddings"] = CONTEXT.into();
+        config["num_hidden_layers"] = 2.into();
+        fs::write(folder.join("config.json"), config.to_string()).unwrap();
+        fs::write(folder.join("rows.jsonl"), "{\"question\": \"1\", \"solution\": \"2\"}\n").unwrap();
+        let toml = format!(
+            "model = {{ config = \"{0}/config.json\", tokenizer = \"configs/tiny\" }}\ndata.train = [\"{0}/rows.jsonl\"]\n\
+             train.max_steps = 1\noutput.dir = \"{0}/run\"\n",
+            folder.display()
+        );
+        fs::write(folder.join("run.toml"), toml).unwrap();
+        let file = folder.join("run.toml");
+        succeed(limo_engine(&["train", file.to_str().unwrap(), "--device", "cpu", "--overwrite"]));
+        folder.join("run/model").display().to_string()
+    })
+}
+
+/// A folder with the input and output of a job.
+struct Job {
+    folder: TempDir,
+}
+
+impl Job {
+    fn new(input: impl AsRef<[u8]>) -> Job {
+        let job = Job { folder: tempfile::tempdir().unwrap() };
+        fs::write(job.at("in.jsonl"), input).unwrap();
+        job
+    }
+
+    /// Eight prompts of unlike lengths.
+    fn usual() -> Job {
+        Job::new((0..8).map(|i| row(i) + "\n").collect::<String>())
+    }
+
+    fn at(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn out(&self) -> PathBuf {
+        self.at("out.jsonl")
+    }
+
+    fn arguments(&self, more: &[&str]) -> Vec<String> {
+        let mut arguments: Vec<String> = ["sample", "--model", model(), "--device", "cpu"].map(String::from).to_vec();
+        for (flag, name) in [("--input", "in.jsonl"), ("--output", "out.jsonl")] {
+            if !more.contains(&flag) {
+                arguments.extend([flag.to_string(), self.at(name).display().to_string()]);
+            }
+        }
+        if !more.contains(&"--max-tokens") {
+            arguments.extend(["--max-tokens", "60"].map(String::from));
+        }
+        arguments.extend(more.iter().map(|text| text.to_string()));
+        arguments
+    }
+
+    fn run(&self, more: &[&str]) -> (i32, String, String) {
+        self.run_in(&[], more)
+    }
+
+    fn run_in(&self, variables: &[(&str, &str)], more: &[&str]) -> (i32, String, String) {
+        let arguments = self.arguments(more);
+        limo_engine_with(variables, &arguments.iter().map(String::as_str).collect::<Vec<_>>())
+    }
+
+    fn command(&self, more: &[&str]) -> std::process::Command {
+        let arguments = self.arguments(more);
+        command(&arguments.iter().map(String::as_str).collect::<Vec<_>>())
+    }
+
+    fn refused(&self, code: i32, more: &[&str], expected: &[&str]) {
+        let (ended, _, error) = self.run(more);
+        assert_eq!(ended, code, "{more:?}: {error}");
+        assert!(error.contains("help: ") && !error.contains("panicked"), "{more:?}: {error}");
+        for word in expected {
+            assert!(error.contains(word), "{more:?} should mention {word}: {error}");
+        }
+    }
+
+    fn rows(&self) -> Vec<Value> {
+        sorted(&self.out()).iter().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+}
+
+fn row(i: usize) -> String {
+    json!({"id": format!("row {i}"), "question": format!("How much is it? {}", "And then? ".repeat(i * i % 7))}).to_string()
+}
+
+/// The lines of a finished output by id and sample, none twice.
+fn sorted(path: &Path) -> Vec<String> {
+    let text = fs::read_to_string(path).unwrap();
+    assert!(text.is_empty() || text.ends_with('\n'), "a torn last row");
+    let mut lines: Vec<(String, u64, String)> = text
+        .lines()
+        .map(|line| {
+            let row: Value = serde_json::from_str(line).unwrap();
+            (row["id"].to_string(), row["sample"].as_u64().unwrap(), line.to_string())
+        })
+        .collect();
+    lines.sort();
+    assert!(lines.windows(2).all(|pair| (&pair[0].0, pair[0].1) != (&pair[1].0, pair[1].1)), "a sample stands there twice");
+    lines.into_iter().map(|(_, _, line)| line).collect()
+}
+
+/// What the usual job gives with three samples.
+fn expected() -> &'static [String] {
+    static ROWS: OnceLock<Vec<String>> = OnceLock::new();
+    ROWS.get_or_init(|| {
+        let job = Job::usual();
+        succeed(job.run(&["-n", "3"]));
+        let rows = sorted(&job.out());
+        assert_eq!(rows.len(), 24);
+        rows
+    })
+}
+
+#[test]
+fn a_row_has_what_was_asked_for() {
+    let job = Job::new(
+        "{\"question\": \"1\"}\n\n{\"id\": 7, \"messages\": [{\"role\": \"user\", \"content\": \"2\"}], \"answer\": 4}\n{\"prompt\": \"3\"}",
+    );
+    let output = succeed(job.run(&["-n", "8", "--token-ids", "--logprobs", "--system", "Be brief.", "--seed", "5"]));
+    for said in [
+        "system prompt: \"Be brief.\"",
+        "seed 5",
+        "do_sample false: not taken",
+        "450 \"<|im_end|>\"",
+        "pages of 64",
+        "24 samples",
+    ] {
+        assert!(output.contains(said), "{said}: {output}");
+    }
+    let rows = job.rows();
+    assert_eq!(rows.len(), 24);
+    let mut reasons = std::collections::BTreeMap::new();
+    for (number, row) in rows.iter().enumerate() {
+        assert_eq!((&row["id"], &row["sample"]), (&json!([0, 2, 7][number / 8]), &json!(number % 8)));
+        let ids: Vec<i64> = row["token_ids"].as_array().unwrap().iter().map(|id| id.as_i64().unwrap()).collect();
+        let values = row["logprobs"].as_array().unwrap();
+        assert!(ids.len() == values.len() && row["tokens"] == json!(ids.len()), "{row}");
+        assert!(values.iter().all(|value| value.as_f64().unwrap() <= 0.0), "{row}");
+        let (stopped, reason) = ([448, 450].contains(ids.last().unwrap()), row["finish_reason"].as_str().unwrap());
+        assert_eq!(reason, if stopped { "stop" } else { "length" }, "{row}");
+        assert!(stopped || ids.len() == 60, "{row}");
+        assert!(!row["text"].as_str().unwrap().contains("<|"), "{row}");
+        assert_eq!(row["prompt_hash"], rows[number / 8 * 8]["prompt_hash"]);
+        *reasons.entry(reason.to_string()).or_insert(0) += 1;
+    }
+    assert_eq!(reasons.len(), 2, "both ways to end: {reasons:?}");
+    assert_ne!(rows[0]["text"], rows[1]["text"]);
+    // Without the extras the same samples.
+    let plain = Job::new(fs::read(job.at("in.jsonl")).unwrap());
+    succeed(plain.run(&["-n", "2", "--system", "Be brief.", "--seed", "5"]));
+    let keys: Vec<String> = plain.rows()[0].as_object().unwrap().keys().cloned().collect();
+    assert_eq!(keys, ["id", "sample", "text", "tokens", "finish_reason", "prompt_hash"]);
+    assert_eq!(plain.rows()[1]["text"], rows[1]["text"]);
+    let other = Job::new(fs::read(job.at("in.jsonl")).unwrap());
+    succeed(other.run(&["--system", "Be brief.", "--seed", "6"]));
+    assert_ne!(other.rows()[0]["text"], rows[0]["text"], "another seed");
+}
+
+#[test]
+fn an_answer_ends_before_a_stop_text() {
+    let job = Job::usual();
+    // Texts that the answers have.
+    let found = |line: &String| serde_json::from_str::<Value>(line).unwrap()["text"].as_str().unwrap().to_string();
+    let texts: Vec<String> = expected().iter().map(found).collect();
+    let long = texts.iter().max_by_key(|text| text.len()).unwrap();
+    let stop: String = long.chars().skip(long.chars().count() / 2).take(3).collect();
+    let output = succeed(job.run(&["-n", "3", "--stop", &stop, "--stop", "<|im_start|>"]));
+    assert!(output.contains(&format!("text {stop:?}")) && output.contains("449 \"<|im_start|>\""), "{output}");
+    for (row, text) in job.rows().iter().zip(&texts) {
+        let ours = row["text"].as_str().unwrap();
+        match text.split_once(&stop) {
+            Some((before, _)) => assert!(ours == before && row["finish_reason"] == "stop", "{row}"),
+            // It may still end earlier, at <|im_start|>.
+            None => assert!(text.starts_with(ours), "{row}"),
+        }
+    }
+    assert!(job.rows().iter().any(|row| row["text"].as_str().unwrap().len() < long.len()));
+}
+
+#[test]
+fn a_broken_row_is_told_by_its_line_and_the_job_goes_on() {
+    let long = "word ".repeat(CONTEXT);
+    let text = [
+        row(0),
+        "{\"question\": \"1\"".into(),
+        "".into(),
+        "{\"answer\": 3}".into(),
+        "{\"prompt\": \"  \"}".into(),
+        row(0),
+        json!({ "prompt": long }).to_string(),
+        "\u{1}[\u{1b}[31m".into(),
+        row(1),
+        "{\"id\": [], \"prompt\": \"x\"}".into(),
+    ];
+    let job = Job::new([text.join("\n").as_bytes(), b"\n{\"prompt\": \"\xff\"}\n"].concat());
+    let (code, output, error) = job.run(&[]);
+    assert_eq!(code, 0, "{error}");
+    for said in [
+        "in.jsonl:2: broken JSON",
+        "in.jsonl:4: no prompt",
+        "in.jsonl:5: the prompt is empty",
+        "in.jsonl:6: its id \"row 0\" is that of line 1",
+        "in.jsonl:7: the prompt has",
+        "in.jsonl:8: broken JSON",
+        "in.jsonl:10: field `id`",
+        "in.jsonl:11: not UTF-8 at byte 13",
+    ] {
+        assert!(error.contains(said), "{said}: {error}");
+    }
+    assert!(error.lines().count() == 8 && !error.contains('\u{1b}'), "{error}");
+    assert!(output.contains("10 rows, 8 of them left out: 2 samples"), "{output}");
+    assert_eq!(job.rows().iter().map(|row| row["id"].as_str().unwrap().to_string()).collect::<Vec<_>>(), ["row 0", "row 1"]);
+
+    for nothing in ["", "\n\n", "{\"answer\": 3}\nx\n", "[]", "[1,2]", "{\n\"prompt\": \"x\"\n}", "\u{1f}\u{8b}"] {
+        Job::new(nothing).refused(3, &[], &["in.jsonl"]);
+    }
+    Job::usual().refused(3, &["--input", "no/such.jsonl"], &["no/such.jsonl"]);
+}
+
+#[test]
+fn an_answer_ends_with_the_context_and_the_cache() {
+    let near = json!({"id": "near", "prompt": "1 ".repeat(60)}).to_string();
+    let job = Job::new(format!("{near}\n{}\n", row(0)));
+    let (code, _, error) = job.run(&["--token-ids", "--max-tokens", "170", "--temperature", "0"]);
+    assert_eq!(code, 0, "{error}");
+    assert_eq!(error.matches("leaves the answer of id").count(), 1, "{error}");
+    let cut = job.rows().into_iter().find(|row| row["id"] == "near").unwrap();
+    if cut["finish_reason"] == "length" {
+        assert!(cut["tokens"].as_u64().unwrap() < 170, "{cut}");
+    }
+    // A page is 64 tokens of 2 layers, 2 · 32 values in f32: three pages.
+    let job = Job::new(format!("{near}\n{}\n", row(0)));
+    let (code, _, error) = job.run(&["--max-tokens", "80", "--kv-memory", "98304"]);
+    assert_eq!(code, 0, "{error}");
+    assert!(error.contains("in.jsonl:1: ") && error.contains("--kv-memory"), "{error}");
+    assert_eq!(job.rows().len(), 1);
+}
+
+#[test]
+fn prompts_come_from_lists_and_pipes_too() {
+    let list = format!("[{}\n]", (0..8).map(row).collect::<Vec<_>>().join(",\n"));
+    let job = Job::new(&list);
+    succeed(job.run(&["-n", "3"]));
+    assert!(sorted(&job.out()) == expected());
+    for text in [list, (0..8).map(|i| row(i) + "\n").collect()] {
+        let job = Job::new("");
+        let mut child = job.command(&["-n", "3", "--input", "-"]);
+        let mut child = child.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut input = child.stdin.take().unwrap();
+        for piece in text.as_bytes().chunks(50) {
+            input.write_all(piece).unwrap();
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        drop(input);
+        let (code, error) = end(child);
+        assert_eq!(code, 0, "{error}");
+        assert!(sorted(&job.out()) == expected());
+    }
+}
+
+#[test]
+fn a_finished_output_is_left_and_more_samples_are_added() {
+    let job = Job::usual();
+    succeed(job.run(&["-n", "1"]));
+    let one = fs::read(job.out()).unwrap();
+    let again = succeed(job.run(&["-n", "1"]));
+    assert!(again.contains("is finished, with 8 samples"), "{again}");
+    assert!(fs::read(job.out()).unwrap() == one);
+    let output = succeed(job.run(&["-n", "3", "--batch-cap", "2"]));
+    assert!(output.contains("which has 8 samples") && output.contains("24 samples, 16 of them new"), "{output}");
+    assert!(fs::read(job.out()).unwrap().starts_with(&one) && sorted(&job.out()) == expected());
+    job.refused(2, &["-n", "2"], &["-n was 3, is 2"]);
+    // More rows, in another order.
+    let rows: String = (0..9).rev().map(|i| row(i) + "\n").collect();
+    fs::write(job.at("in.jsonl"), rows).unwrap();
+    assert!(succeed(job.run(&["-n", "3"])).contains("27 samples, 3 of them new"));
+    // An id whose prompt is another one is told, and its samples stay.
+    fs::write(job.at("in.jsonl"), row(0).replace("How much", "How many")).unwrap();
+    let before = fs::read(job.out()).unwrap();
+    let (code, _, error) = job.run(&["-n", "3"]);
+    assert!(code == 3 && error.contains("in.jsonl:1: ") && error.contains("another prompt"), "{code}: {error}");
+    assert!(fs::read(job.out()).unwrap() == before);
+}
+
+#[test]
+fn a_torn_last_row_is_written_again() {
+    let job = Job::usual();
+    succeed(job.run(&["-n", "3"]));
+    let whole = fs::read(job.out()).unwrap();
+    let last = whole[..whole.len() - 1].iter().rposition(|&byte| byte == b'\n').unwrap() + 1;
+    for length in [whole.len() - 1, last + 1, last, 1] {
+        fs::write(job.out(), &whole[..length]).unwrap();
+        let output = succeed(job.run(&["-n", "3"]));
+        assert_eq!(output.contains("its last row was cut off"), length != last, "{length}: {output}");
+        assert!(sorted(&job.out()) == expected(), "{length}");
+    }
+    // A row in the middle is no accident of ours.
+    let mut damaged = whole.clone();
+    damaged[last / 2] = b'\n';
+    fs::write(job.out(), &damaged).unwrap();
+    job.refused(2, &["-n", "3"], &["out.jsonl:", "not a row of this job"]);
+    assert!(fs::read(job.out()).unwrap() == damaged);
+}
+
+#[test]
+fn the_output_of_another_job_is_not_touched() {
+    let job = Job::usual();
+    let usual = ["-n", "2"];
+    succeed(job.run(&usual));
+    let files = || [job.out(), job.at("out.jsonl.job.json")].map(|path| fs::read(path).unwrap());
+    let before = files();
+    for (more, expected) in [
+        (&["--temperature", "0.7"][..], "temperature was 1.0, is 0.7"),
+        (&["--top-p", "0.5"], "top_p was 1.0, is 0.5"),
+        (&["--top-k", "4"], "top_k was 0, is 4"),
+        (&["--min-p", "0.5"], "min_p was 0.0, is 0.5"),
+        (&["--repetition-penalty", "1.2"], "repetition_penalty was 1.0, is 1.2"),
+        (&["--max-tokens", "61"], "max_tokens was 60, is 61"),
+        (&["--seed", "1"], "seed was 0, is 1"),
+        (&["--stop", "x"], "stop was [], is [\"x\"]"),
+        (&["--stop", "<|im_start|>"], "stop_ids was [448,450], is [448,449,450]"),
+        (&["--system", ""], "system was null, is \"\""),
+        (&["--logprobs"], "logprobs was false, is true"),
+        (&["--token-ids"], "token_ids was false, is true"),
+        (&["--repetition-stop"], "repetition_stop was false, is true"),
+        (&["--dtype", "bf16"], "dtype was \"f32\", is \"bf16\""),
+        (&["--resume", "never"], "holds rows"),
+    ] {
+        job.refused(2, &[&usual, more].concat(), &["out.jsonl", expected, "--overwrite"]);
+    }
+    // Another model, by each of its parts; a copy of the same one goes on.
+    let copy = job.at("model");
+    let copied = || {
+        fs::create_dir_all(&copy).unwrap();
+        for entry in fs::read_dir(model()).unwrap() {
+            let entry = entry.unwrap();
+            fs::copy(entry.path(), copy.join(entry.file_name())).unwrap();
+        }
+    };
+    for (file, part) in [
+        ("config.json", "config"),
+        ("tokenizer_config.json", "template"),
+        ("tokenizer.json", "tokenizer"),
+        ("model.safetensors", "weights"),
+    ] {
+        copied();
+        let mut bytes = fs::read(copy.join(file)).unwrap();
+        if file == "model.safetensors" {
+            *bytes.last_mut().unwrap() ^= 1;
+        } else {
+            bytes.push(b'\n');
+        }
+        fs::write(copy.join(file), bytes).unwrap();
+        let (code, _, error) = run_model(&job, &copy, &usual);
+        assert!(code == 2 && error.contains(&format!("the model's {part} is another one")), "{code}: {error}");
+    }
+    copied();
+    assert!(succeed(run_model(&job, &copy, &usual)).contains("is finished"));
+    assert!(files() == before);
+
+    // Files that no job of ours wrote.
+    fs::write(job.at("out.jsonl.job.json"), "{\"mine\": 1}").unwrap();
+    job.refused(2, &usual, &["out.jsonl.job.json", "not the record"]);
+    job.refused(2, &[&usual[..], &["--overwrite"]].concat(), &["out.jsonl.job.json", "not the record"]);
+    fs::remove_file(job.at("out.jsonl.job.json")).unwrap();
+    job.refused(2, &usual, &["out.jsonl", "not the output of a sampling job"]);
+    assert!(fs::read(job.out()).unwrap() == before[0]);
+    succeed(job.run(&["-n", "3", "--overwrite"]));
+    assert!(sorted(&job.out()) == expected());
+    // Nothing is lost with an empty file.
+    fs::write(job.out(), "").unwrap();
+    succeed(job.run(&["-n", "1", "--seed", "9"]));
+}
+
+fn run_model(job: &Job, folder: &Path, more: &[&str]) -> (i32, String, String) {
+    let arguments = job.arguments(more);
+    let folder = folder.to_str().unwrap();
+    let arguments: Vec<&str> = arguments.iter().map(|text| if text == model() { folder } else { text }).collect();
+    limo_engine(&arguments)
+}
+
+#[test]
+fn input_model_and_what_is_no_file_are_never_written_to() {
+    let job = Job::usual();
+    let input = job.at("in.jsonl").display().to_string();
+    let linked = job.at("link.jsonl").display().to_string();
+    fs::hard_link(&input, &linked).unwrap();
+    let inside = format!("{}/out.jsonl", model());
+    let before = fs::read(&input).unwrap();
+    for (output, expected) in [
+        (input.as_str(), "--input"),
+        (&linked, "--input"),
+        (&inside, "a file of --model"),
+        (job.folder.path().to_str().unwrap(), "is not a file"),
+        ("/dev/null", "is not a file"),
+        ("/proc/out.jsonl", "cannot be written"),
+        ("no/such/folder/out.jsonl", "cannot be written"),
+    ] {
+        job.refused(2, &["--output", output, "--overwrite"], &[expected]);
+    }
+    // The record is an output too.
+    fs::copy(&input, job.at("out.jsonl.job.json")).unwrap();
+    job.refused(2, &["--input", job.at("out.jsonl.job.json").to_str().unwrap()], &["would replace --input"]);
+    assert!(fs::read(&input).unwrap() == before && !Path::new(&inside).exists());
+}
+
+#[test]
+fn mistakes_in_usage_exit_with_2() {
+    let job = Job::usual();
+    for (arguments, expected) in [
+        (&["--temperature=-1"][..], "at least 0"),
+        (&["--temperature", "nan"], "at least 0"),
+        (&["--top-p", "0"], "above 0"),
+        (&["--min-p", "1.5"], "from 0 to 1"),
+        (&["--repetition-penalty", "0"], "above 0"),
+        (&["-n", "0"], "0"),
+        (&["--max-tokens", "0"], "--max-tokens"),
+        (&["--shard", "2/2"], "i/n"),
+        (&["--stop", ""], "--stop"),
+        (&["--kv-cache", "fp8"], "fp8 is not there yet"),
+        (&["--kv-cache", "bf16"], "--dtype bf16"),
+        (&["--kv-memory", "12 XB"], "--kv-memory"),
+        (&["--resume", "perhaps"], "auto"),
+        (&["--chunk", "0"], "--chunk"),
+        (&["--batch-cap", "0"], "--batch-cap"),
+    ] {
+        let (code, _, error) = job.run(arguments);
+        assert!(code == 2 && error.contains(expected), "{arguments:?}: {code}: {error}");
+    }
+    assert!(!job.out().exists());
+}
+
+#[test]
+fn too_little_memory_is_told_before_anything_is_written() {
+    let job = Job::usual();
+    job.refused(4, &["--kv-memory", "100TiB", "--batch-cap", "100000000"], &["needs", "available", "--batch-cap"]);
+    assert!(!job.out().exists());
+}
+
+#[test]
+fn one_output_has_one_writer() {
+    let job = Job::usual();
+    succeed(job.run(&["-n", "2"]));
+    let held = fs::File::open(job.out()).unwrap();
+    held.lock().unwrap();
+    job.refused(2, &["-n", "3"], &["another process is writing"]);
+    job.refused(2, &["-n", "3", "--overwrite"], &["another process is writing"]);
+    drop(held);
+    succeed(job.run(&["-n", "3"]));
+    assert!(sorted(&job.out()) == expected());
+}
+
+/// Killed at any operation on its files, a job goes on to the same rows.
+#[test]
+fn a_job_killed_anywhere_goes_on_to_the_same_rows() {
+    let Some(library) = fake_disk() else { return };
+    let (mut at, mut kills) = (1, 0);
+    loop {
+        let job = Job::usual();
+        let mut killed = job.command(&["-n", "3"]);
+        killed.env("LD_PRELOAD", library).env("FAKE_DISK", job.folder.path()).env("FAKE_DISK_KILL", at.to_string());
+        let ended = killed.output().unwrap();
+        if ended.status.code() == Some(0) {
+            break;
+        }
+        assert_eq!(ended.status.code(), None, "operation {at}: {}", String::from_utf8_lossy(&ended.stderr));
+        kills += 1;
+        succeed(job.run(&["-n", "3"]));
+        assert!(sorted(&job.out()) == expected(), "killed at operation {at}");
+        at += if at < 6 { 1 } else { 3 };
+    }
+    assert!(kills > 10, "only {kills} kills");
+}
+
+#[test]
+fn a_full_disk_is_told_and_keeps_whole_rows() {
+    let Some(library) = fake_disk() else { return };
+    let record = {
+        let job = Job::usual();
+        succeed(job.run(&["-n", "3"]));
+        fs::metadata(job.at("out.jsonl.job.json")).unwrap().len()
+    };
+    for bytes in [10, record + 1, record + 100, record + 2000] {
+        let job = Job::usual();
+        let mut full = job.command(&["-n", "3"]);
+        full.env("LD_PRELOAD", library).env("FAKE_DISK", job.folder.path()).env("FAKE_DISK_BYTES", bytes.to_string());
+        let ended = full.output().unwrap();
+        let error = String::from_utf8(ended.stderr).unwrap();
+        assert_eq!(ended.status.code(), Some(2), "{bytes}: {error}");
+        assert!(error.contains("out.jsonl") && error.contains("No space left") && error.contains("help: "), "{bytes}: {error}");
+        let kept = sorted(&job.out());
+        assert!(kept.iter().all(|row| expected().contains(row)), "{bytes}");
+        succeed(job.run(&["-n", "3"]));
+        assert!(sorted(&job.out()) == expected(), "{bytes}");
+    }
+}
+
+/// Enough rows that a signal does not come too late.
+#[test]
+fn a_signal_keeps_the_rows_and_the_same_command_goes_on() {
+    let rows: String = (0..4000).map(|i| row(i) + "\n").collect();
+    let job = Job::new(&rows);
+    let mut child = job.command(&["-n", "2"]).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let began = Instant::now();
+    while fs::metadata(job.out()).map_or(0, |found| found.len()) < 2000 {
+        assert!(began.elapsed() < Duration::from_secs(60) && child.try_wait().unwrap().is_none(), "no row came");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    signal(&child, "-TERM");
+    let (code, error) = end(child);
+    assert_eq!(code, 75, "{error}");
+    assert!(error.starts_with("stopped by SIGTERM after ") && error.contains("the same command goes on"), "{error}");
+    let kept = sorted(&job.out());
+    assert!(!kept.is_empty() && kept.len() < 8000, "{}", kept.len());
+    // The rest would take a while: of some rows.
+    fs::write(job.at("in.jsonl"), rows.lines().take(8).map(|row| row.to_string() + "\n").collect::<String>()).unwrap();
+    succeed(job.run(&["-n", "2"]));
+    let mine = sorted(&job.out());
+    let two = expected().iter().enumerate().filter(|(number, _)| number % 3 < 2);
+    assert!(two.clone().count() == 16 && two.into_iter().all(|(_, row)| mine.contains(row)));
+}
+
+#[test]
+fn shards_make_the_bytes_of_the_whole() {
+    let job = Job::usual();
+    let mut rows = Vec::new();
+    for shard in ["0/3", "1/3", "2/3"] {
+        let output = job.at(&format!("part-{}.jsonl", &shard[..1]));
+        succeed(job.run(&["-n", "3", "--shard", shard, "--output", output.to_str().unwrap()]));
+        rows.extend(sorted(&output));
+    }
+    rows.sort();
+    let mut whole = expected().to_vec();
+    whole.sort();
+    assert!(rows == whole);
+    // The whole job goes on from a part.
+    succeed(job.run(&["-n", "3", "--shard", "1/3"]));
+    succeed(job.run(&["-n", "3"]));
+    assert!(sorted(&job.out()) == expected());
+    // Two rows share an id, in two shards: the first has it in both. A shard without rows is an empty file.
+    let job = Job::new(format!("{}\n{}\n", row(0), row(0)));
+    let (code, _, error) = job.run(&["--shard", "1/2"]);
+    assert!(code == 0 && error.contains("in.jsonl:2: its id"), "{code}: {error}");
+    assert!(succeed(job.run(&["--shard", "2/3", "--overwrite"])).contains("nothing to sample"));
+    assert_eq!(fs::read(job.out()).unwrap(), b"");
+}
+
+#[test]
+fn under_a_launcher_each_process_takes_a_shard() {
+    let job = Job::usual();
+    let torchrun = |rank| {
+        let master = [("MASTER_ADDR", "localhost"), ("MASTER_PORT", "29500")];
+        [[("RANK", rank), ("WORLD_SIZE", "2")], [("LOCAL_RANK", rank), ("LOCAL_WORLD_SIZE", "2")], master].concat()
+    };
+    let first = succeed(job.run_in(&torchrun("0"), &["-n", "3"]));
+    let second = succeed(job.run_in(&torchrun("1"), &["-n", "3"]));
+    assert!(first.contains("sampling: ") && first.contains("shard 0/2: 4 rows"), "{first}");
+    assert!(!second.contains("sampling: ") && second.contains("shard 1/2: 4 rows"), "{second}");
+    assert!(!job.out().exists());
+    let parts = ["out.0-of-2.jsonl", "out.1-of-2.jsonl"].map(|name| fs::read_to_string(job.at(name)).unwrap());
+    fs::write(job.out(), parts.concat()).unwrap();
+    assert!(sorted(&job.out()) == expected());
+    for more in [&["--shard", "0/2"][..], &["--input", "-"]] {
+        let (code, _, error) = job.run_in(&torchrun("0"), more);
+        assert!(code == 2 && error.contains("torchrun") && error.contains(more[0]), "{code}: {error}");
+    }
+}
+
+/// Memory does not grow with the input, but for a few bytes a row.
+#[test]
+fn a_long_input_is_streamed() {
+    const ROWS: usize = 300_000;
+    let peak = |rows: usize| {
+        let text = "x".repeat(200);
+        let job = Job::new((0..rows).map(|i| format!("{{\"id\": {i}, \"prompt\": \"1\", \"why\": \"{text}\"}}\n")).collect::<String>());
+        // All rows are read, one is sampled.
+        let shard = format!("0/{rows}");
+        let mut child = job.command(&["--shard", &shard, "--kv-memory", "1MiB"]).stdout(Stdio::null()).spawn().unwrap();
+        // SAFETY: a structure of numbers, which the call fills.
+        let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
+        let mut status = 0;
+        // SAFETY: the child is ours, and waited for here alone; both pointers are to locals.
+        let waited = unsafe { libc::wait4(child.id() as i32, &mut status, 0, &mut usage) };
+        assert!(waited == child.id() as i32 && status == 0);
+        let _ = child.try_wait();
+        assert_eq!(job.rows().len(), 1);
+        usage.ru_maxrss as usize * 1024
+    };
+    let (short, long) = (peak(1000), peak(ROWS));
+    assert!(long < short + 64 * ROWS, "{short} bytes for few rows, {long} for many");
+}
