@@ -116,21 +116,17 @@ impl RowFile {
         let next = self.skip_blanks()?;
         let start = Start { line: self.line, column: self.column };
         let text = match (&self.format, next) {
-            (Format::Lines, Some(_)) => self.read_line(start)?,
-            (Format::List, Some(b']')) => {
-                self.advance(b']');
-                let empty = self.rows == 0;
-                return self.end_of_list(empty);
-            }
-            (Format::List, Some(_)) => self.read_element(start)?,
+            (Format::Lines, Some(_)) => Some(self.read_line(start)?),
+            (Format::List, Some(b']')) => self.end_of_list()?.map(Err),
+            (Format::List, Some(_)) => Some(self.read_element(start)?),
             (Format::List, None) => {
                 self.format = Format::End;
-                Err((start.line, "broken JSON: the list has no end".to_string()))
+                Some(Err((start.line, "broken JSON: the list has no end".to_string())))
             }
-            _ => return Ok(None),
+            _ => None,
         };
-        self.rows += 1;
-        Ok(Some(text))
+        self.rows += usize::from(text.is_some());
+        Ok(text)
     }
 
     fn read_line(&mut self, start: Start) -> Result<Result<Start, Fault>> {
@@ -179,14 +175,16 @@ impl RowFile {
         Ok(Err(within.unwrap_or((start.line, "broken JSON: the list breaks off in this row".to_string()))))
     }
 
-    fn end_of_list(&mut self, empty: bool) -> Result<Option<Result<Start, Fault>>> {
+    /// Passes the closing bracket; what is wrong there counts as a row.
+    fn end_of_list(&mut self) -> Result<Option<Fault>> {
+        self.advance(b']');
         self.format = Format::End;
-        let fault = match self.skip_blanks()? {
-            _ if empty => (self.line, "the file has no rows"),
-            Some(_) => (self.line, "broken JSON: something follows the end of the list"),
-            None => return Ok(None),
-        };
-        Ok(Some(Err((fault.0, fault.1.to_string()))))
+        let follows = self.skip_blanks()?.is_some();
+        Ok(match (self.rows, follows) {
+            (0, _) => Some((self.line, "the file has no rows".to_string())),
+            (_, true) => Some((self.line, "broken JSON: something follows the end of the list".to_string())),
+            (_, false) => None,
+        })
     }
 
     /// The next byte that is not white space; it stays to be read.

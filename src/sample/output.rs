@@ -26,7 +26,7 @@ pub struct SampleRow {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub logprobs: Option<Vec<f32>>,
     pub finish_reason: FinishReason,
-    /// 16 hexadecimal digits.
+    /// Of the prompt's token ids: 16 hexadecimal digits.
     pub prompt_hash: String,
 }
 
@@ -35,8 +35,9 @@ pub fn id_hash(id: &Value) -> u64 {
     first_word(&blake3::hash(id.to_string().as_bytes()))
 }
 
+/// The first 16 hexadecimal digits as a number.
 pub(super) fn first_word(hash: &blake3::Hash) -> u64 {
-    hash.as_bytes()[..8].iter().rev().fold(0, |word, &byte| word << 8 | u64::from(byte))
+    hash.as_bytes()[..8].iter().fold(0, |word, &byte| word << 8 | u64::from(byte))
 }
 
 /// The samples that an output holds already.

@@ -238,12 +238,12 @@ impl<'a> Requests<'a> {
     }
 }
 
-/// The key of a sample's random numbers: the first 8 bytes, little-endian, of the BLAKE3 hash of `[seed,id,sample]` as JSON without spaces.
+/// The key of a sample's random numbers: the first 16 hexadecimal digits of the BLAKE3 hash of `[seed,id,sample]` as JSON without spaces.
 pub fn sample_key(seed: u64, id: &Value, sample: u32) -> u64 {
     first_word(&blake3::hash(format!("[{seed},{id},{sample}]").as_bytes()))
 }
 
-/// The first 8 bytes of the BLAKE3 hash of the token ids as 32-bit little-endian numbers.
+/// Of the token ids as 32-bit little-endian numbers.
 fn prompt_hash(tokens: &[i32]) -> u64 {
     let bytes: Vec<u8> = tokens.iter().flat_map(|token| token.to_le_bytes()).collect();
     first_word(&blake3::hash(&bytes))

@@ -62,7 +62,7 @@ impl Sampler {
     ///
     /// It always has two pages; whether it fits is for [`Sampler::plan`] to tell.
     pub fn capacity(ops: &dyn Ops, config: &ModelConfig, wishes: Wishes, memory: Memory) -> Result<Capacity> {
-        /// On a GPU more samples at a time gain little; what a CPU gains ends earlier.
+        /// Where reading keys and values takes longer than reading weights, more samples at a time gain little.
         const BATCH: usize = 256;
         const CHUNK: usize = 2048;
         let (batch, chunk) = (wishes.batch.unwrap_or(BATCH), wishes.chunk.unwrap_or(CHUNK));
@@ -82,7 +82,7 @@ impl Sampler {
             }
         };
         let pages = (bytes / page).clamp(2, most.max(2));
-        // Who has to wait has samples before it that run: a quarter of them is long.
+        // Where there are pages for all, none has to wait.
         let waiting = if pages < most { pages / 4 } else { 0 };
         let host_pages = waiting.min(memory.host.unwrap_or(memory.device) / 4 / page);
         Ok(Capacity { batch, chunk, pages, host_pages, positions })

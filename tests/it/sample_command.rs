@@ -544,6 +544,29 @@ fn a_signal_keeps_the_rows_and_the_same_command_goes_on() {
     assert!(two.clone().count() == 16 && two.into_iter().all(|(_, row)| mine.contains(row)));
 }
 
+/// Whatever runs beside a sample, in whatever order and memory.
+#[test]
+fn order_batch_chunk_and_memory_change_no_bytes() {
+    let page = 2 * 2 * 64 * 32 * 4;
+    let pages = |pages: usize| (pages * page).to_string();
+    let [few, fewest] = [pages(7), pages(4)];
+    let shuffled: String = [5, 2, 7, 0, 3, 1, 6, 4].into_iter().map(|i| row(i) + "\n").collect();
+    let usual: String = (0..8).map(|i| row(i) + "\n").collect();
+    for (input, more, preempts) in [
+        (&shuffled, &["--batch-cap", "64"][..], false),
+        (&usual, &["--batch-cap", "1"], false),
+        (&shuffled, &["--batch-cap", "3", "--chunk", "7"], false),
+        (&usual, &["--chunk", "1"], false),
+        (&usual, &["--kv-memory", &few], true),
+        (&shuffled, &["--kv-memory", &fewest, "--batch-cap", "8"], true),
+    ] {
+        let job = Job::new(input);
+        let output = succeed(job.run(&[&["-n", "3"], more].concat()));
+        assert!(sorted(&job.out()) == expected(), "{more:?}");
+        assert_eq!(output.contains(" 0 preemptions"), !preempts, "{more:?}: {output}");
+    }
+}
+
 #[test]
 fn shards_make_the_bytes_of_the_whole() {
     let job = Job::usual();
@@ -584,6 +607,10 @@ fn under_a_launcher_each_process_takes_a_shard() {
     let parts = ["out.0-of-2.jsonl", "out.1-of-2.jsonl"].map(|name| fs::read_to_string(job.at(name)).unwrap());
     fs::write(job.out(), parts.concat()).unwrap();
     assert!(sorted(&job.out()) == expected());
+    // Started again by torchrun, it goes on.
+    let restarted = [&torchrun("0")[..], &[("TORCHELASTIC_RESTART_COUNT", "1")]].concat();
+    let again = succeed(job.run_in(&restarted, &["-n", "3", "--overwrite"]));
+    assert!(again.contains("shard 0/2: 4 rows: ") && again.contains("is finished"), "{again}");
     for more in [&["--shard", "0/2"][..], &["--input", "-"]] {
         let (code, _, error) = job.run_in(&torchrun("0"), more);
         assert!(code == 2 && error.contains("torchrun") && error.contains(more[0]), "{code}: {error}");
@@ -596,19 +623,15 @@ fn a_long_input_is_streamed() {
     const ROWS: usize = 300_000;
     let peak = |rows: usize| {
         let text = "x".repeat(200);
-        let job = Job::new((0..rows).map(|i| format!("{{\"id\": {i}, \"prompt\": \"1\", \"why\": \"{text}\"}}\n")).collect::<String>());
+        let job = Job::new(
+            (0..rows).map(|i| format!("{{\"id\": {i}, \"prompt\": \"1\", \"why\": \"{text}\"}}\n")).collect::<String>(),
+        );
         // All rows are read, one is sampled.
         let shard = format!("0/{rows}");
-        let mut child = job.command(&["--shard", &shard, "--kv-memory", "1MiB"]).stdout(Stdio::null()).spawn().unwrap();
-        // SAFETY: a structure of numbers, which the call fills.
-        let mut usage: libc::rusage = unsafe { std::mem::zeroed() };
-        let mut status = 0;
-        // SAFETY: the child is ours, and waited for here alone; both pointers are to locals.
-        let waited = unsafe { libc::wait4(child.id() as i32, &mut status, 0, &mut usage) };
-        assert!(waited == child.id() as i32 && status == 0);
-        let _ = child.try_wait();
+        let output = succeed(job.run(&["--shard", &shard, "--kv-memory", "1MiB"]));
         assert_eq!(job.rows().len(), 1);
-        usage.ru_maxrss as usize * 1024
+        let line = output.lines().find(|line| line.contains("peak: ")).unwrap();
+        line.split_once('(').unwrap().1.split_once(' ').unwrap().0.parse::<usize>().unwrap()
     };
     let (short, long) = (peak(1000), peak(ROWS));
     assert!(long < short + 64 * ROWS, "{short} bytes for few rows, {long} for many");

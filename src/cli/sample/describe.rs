@@ -7,7 +7,7 @@ use crate::cli::terminal::visible;
 use crate::config::read_json;
 use crate::error::Result;
 use crate::ops::PAGE;
-use crate::sample::{Capacity, Counts};
+use crate::sample::{Capacity, Counts, Stats};
 use crate::tensor::{Ledgers, format_bytes};
 use serde_json::Value;
 use std::path::Path;
@@ -78,7 +78,7 @@ fn generation_config(folder: &Path, sampling: &SamplingArgs) -> Result<Option<St
 }
 
 /// What came of it.
-pub fn summary(counts: &Counts, output: &Path, seconds: f64) -> String {
+pub fn summary(counts: &Counts, stats: &Stats, output: &Path, seconds: f64) -> String {
     let Counts { rows, broken, kept, finished, tokens, .. } = *counts;
     let left_out = if broken > 0 { format!(", {broken} of them left out") } else { String::new() };
     let rows = format!("{rows} rows{left_out}");
@@ -86,9 +86,10 @@ pub fn summary(counts: &Counts, output: &Path, seconds: f64) -> String {
         (0, 0) => format!("{rows}: nothing to sample: {}", output.display()),
         (0, _) => format!("{rows}: {} is finished, with {kept} samples; --overwrite starts over", output.display()),
         _ => format!(
-            "{rows}: {} samples, {finished} of them new: {tokens} tokens in {seconds:.1} s, {:.0} tokens/s: {}",
+            "{rows}: {} samples, {finished} of them new: {tokens} tokens in {seconds:.1} s, {:.0} tokens/s, {} preemptions: {}",
             kept + finished,
             tokens as f64 / seconds,
+            stats.preemptions,
             output.display()
         ),
     }

@@ -6,6 +6,7 @@ mod model;
 mod part;
 mod progress;
 
+use super::memory::resident;
 use super::replaced::refuse_to_replace_inputs;
 use super::signals::Signals;
 use crate::config::resolve_model;
@@ -14,8 +15,9 @@ use crate::error::{Error, Kind, Result};
 use crate::sample::{
     Asked, Capacity, Finished, JobRecord, Output, Request, Requests, Sampler, Settings, Stats, StopRules, StopTexts,
 };
+use crate::tensor::format_bytes;
 pub use args::SampleArgs;
-use args::{ResumeChoice, SamplingArgs};
+use args::SamplingArgs;
 use model::Model;
 use part::{Part, STDIN};
 use progress::Progress;
@@ -33,7 +35,7 @@ pub fn run(mut args: SampleArgs) -> Result<()> {
     let model = Model::open(&args.model, &args.sampling, &args.engine, part.ordinal)?;
     let stop_texts = StopTexts::new(&model.chat, &model.stop_texts)?;
     let record = model.record(&args.sampling, args.token_ids)?;
-    let (mut output, done) = Output::open(&part.output, &record, args.resume == ResumeChoice::Auto, args.overwrite)?;
+    let (mut output, done) = Output::open(&part.output, &record, part.resume, part.overwrite)?;
     let (capacity, ledgers) = model.plan(&args.engine, part.on_machine)?;
     if part.speaks() {
         describe::job(&model, &args.sampling, capacity, &ledgers)?;
@@ -64,13 +66,13 @@ pub fn run(mut args: SampleArgs) -> Result<()> {
         output.begin(&record)?;
     }
     let samples = args.sampling.samples as usize;
-    let mut job = Job { requests, output, progress, signals, rows, samples };
+    let mut job = Job { requests, output, progress, signals, rows, samples, stats: Stats::default() };
     let end = match first {
         Some(first) => job.run(first, &model, capacity, &args.sampling, &stop_texts),
         None => Ok(()),
     };
     job.progress.finish();
-    let Job { requests, output, progress, .. } = job;
+    let Job { requests, output, progress, stats, .. } = job;
     match end {
         Err(error) if error.kind == Kind::Stopped => Err(Error::stopped(format!(
             "{} after {} samples, which are in {}: the same command goes on",
@@ -81,7 +83,10 @@ pub fn run(mut args: SampleArgs) -> Result<()> {
         end => {
             end?;
             output.sync()?;
-            progress.line(&describe::summary(&requests.counts, &part.output, progress.seconds()))
+            if let Some((_, peak)) = resident() {
+                progress.line(&format!("peak: {} of this process in memory ({peak} bytes)", format_bytes(peak)))?;
+            }
+            progress.line(&describe::summary(&requests.counts, &stats, &part.output, progress.seconds()))
         }
     }
 }
@@ -96,6 +101,8 @@ struct Job<'a> {
     rows: Option<usize>,
     /// Of each.
     samples: usize,
+    /// The last that the engine told.
+    stats: Stats,
 }
 
 impl Job<'_> {
@@ -141,6 +148,7 @@ impl Job<'_> {
     }
 
     fn watch(&mut self, stats: &Stats) -> Result<()> {
+        self.stats = *stats;
         let counts = self.requests.counts;
         let total = self.rows.map(|rows| (rows - counts.broken) * self.samples);
         self.progress.show(stats, &counts, total)?;

@@ -1,6 +1,6 @@
 //! What one process does of a job: its shard, its file, its GPU.
 
-use super::args::SampleArgs;
+use super::args::{ResumeChoice, SampleArgs};
 use crate::cli::device::DeviceChoice;
 use crate::cli::launch::{launched, ordinal};
 use crate::error::{Error, Result};
@@ -18,14 +18,17 @@ pub struct Part {
     pub ordinal: usize,
     /// Processes that share the machine's memory.
     pub on_machine: usize,
+    pub resume: bool,
+    pub overwrite: bool,
 }
 
 impl Part {
     /// Under a launcher each process takes the shard of its rank, and a file of its own.
     pub fn of(args: &SampleArgs) -> Result<Part> {
+        let (resume, overwrite) = (args.resume == ResumeChoice::Auto, args.overwrite);
         let Some(launch) = launched()? else {
-            let shard = args.shard.unwrap_or(Shard::ALL);
-            return Ok(Part { shard, output: args.output.clone(), ordinal: 0, on_machine: 1 });
+            let (shard, output) = (args.shard.unwrap_or(Shard::ALL), args.output.clone());
+            return Ok(Part { shard, output, ordinal: 0, on_machine: 1, resume, overwrite });
         };
         let shard = Shard { index: launch.rank, of: launch.world };
         if let Some(given) = args.shard {
@@ -42,6 +45,9 @@ impl Part {
             output: output_of(&args.output, shard),
             ordinal: if on_gpu { ordinal(&launch)? } else { 0 },
             on_machine: launch.local_world.unwrap_or(1),
+            // A job that is started again goes on, whatever it was told at first.
+            resume: resume || launch.restarts > 0,
+            overwrite: overwrite && launch.restarts == 0,
         })
     }
 
