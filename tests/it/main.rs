@@ -28,6 +28,7 @@ mod ranks;
 mod recipes;
 mod resume;
 mod sample_command;
+mod sample_resume;
 mod sample_rows;
 mod sampling;
 mod sampling_golden;

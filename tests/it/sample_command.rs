@@ -1,20 +1,20 @@
-//! `limo-engine sample` as a user meets it: rows, broken input, going on, shards, full disks, signals.
+//! `limo-engine sample` as a user meets it: rows, broken input, usage, shards.
 
 use crate::command::{limo_engine, limo_engine_with, succeed};
-use crate::disk::{command, end, fake_disk, signal};
+use crate::disk::{command, end};
 use serde_json::{Value, json};
 use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::OnceLock;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tempfile::TempDir;
 
 const CONTEXT: usize = 192;
 
 /// A model of random weights with a context of 192 tokens, made once.
-fn model() -> &'static str {
+pub fn model() -> &'static str {
     static MADE: OnceLock<String> = OnceLock::new();
     MADE.get_or_init(|| {
         let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("sample_model");
@@ -37,31 +37,31 @@ fn model() -> &'static str {
 }
 
 /// A folder with the input and output of a job.
-struct Job {
-    folder: TempDir,
+pub struct Job {
+    pub folder: TempDir,
 }
 
 impl Job {
-    fn new(input: impl AsRef<[u8]>) -> Job {
+    pub fn new(input: impl AsRef<[u8]>) -> Job {
         let job = Job { folder: tempfile::tempdir().unwrap() };
         fs::write(job.at("in.jsonl"), input).unwrap();
         job
     }
 
     /// Eight prompts of unlike lengths.
-    fn usual() -> Job {
+    pub fn usual() -> Job {
         Job::new((0..8).map(|i| row(i) + "\n").collect::<String>())
     }
 
-    fn at(&self, name: &str) -> PathBuf {
+    pub fn at(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
-    fn out(&self) -> PathBuf {
+    pub fn out(&self) -> PathBuf {
         self.at("out.jsonl")
     }
 
-    fn arguments(&self, more: &[&str]) -> Vec<String> {
+    pub fn arguments(&self, more: &[&str]) -> Vec<String> {
         let mut arguments: Vec<String> = ["sample", "--model", model(), "--device", "cpu"].map(String::from).to_vec();
         for (flag, name) in [("--input", "in.jsonl"), ("--output", "out.jsonl")] {
             if !more.contains(&flag) {
@@ -75,7 +75,7 @@ impl Job {
         arguments
     }
 
-    fn run(&self, more: &[&str]) -> (i32, String, String) {
+    pub fn run(&self, more: &[&str]) -> (i32, String, String) {
         self.run_in(&[], more)
     }
 
@@ -84,12 +84,12 @@ impl Job {
         limo_engine_with(variables, &arguments.iter().map(String::as_str).collect::<Vec<_>>())
     }
 
-    fn command(&self, more: &[&str]) -> std::process::Command {
+    pub fn command(&self, more: &[&str]) -> std::process::Command {
         let arguments = self.arguments(more);
         command(&arguments.iter().map(String::as_str).collect::<Vec<_>>())
     }
 
-    fn refused(&self, code: i32, more: &[&str], expected: &[&str]) {
+    pub fn refused(&self, code: i32, more: &[&str], expected: &[&str]) {
         let (ended, _, error) = self.run(more);
         assert_eq!(ended, code, "{more:?}: {error}");
         assert!(error.contains("help: ") && !error.contains("panicked"), "{more:?}: {error}");
@@ -103,12 +103,12 @@ impl Job {
     }
 }
 
-fn row(i: usize) -> String {
+pub fn row(i: usize) -> String {
     json!({"id": format!("row {i}"), "question": format!("How much is it? {}", "And then? ".repeat(i * i % 7))}).to_string()
 }
 
 /// The lines of a finished output by id and sample, none twice.
-fn sorted(path: &Path) -> Vec<String> {
+pub fn sorted(path: &Path) -> Vec<String> {
     let text = fs::read_to_string(path).unwrap();
     assert!(text.is_empty() || text.ends_with('\n'), "a torn last row");
     let mut lines: Vec<(String, u64, String)> = text
@@ -124,7 +124,7 @@ fn sorted(path: &Path) -> Vec<String> {
 }
 
 /// What the usual job gives with three samples.
-fn expected() -> &'static [String] {
+pub fn expected() -> &'static [String] {
     static ROWS: OnceLock<Vec<String>> = OnceLock::new();
     ROWS.get_or_init(|| {
         let job = Job::usual();
@@ -283,127 +283,6 @@ fn prompts_come_from_lists_and_pipes_too() {
 }
 
 #[test]
-fn a_finished_output_is_left_and_more_samples_are_added() {
-    let job = Job::usual();
-    succeed(job.run(&["-n", "1"]));
-    let one = fs::read(job.out()).unwrap();
-    let again = succeed(job.run(&["-n", "1"]));
-    assert!(again.contains("is finished, with 8 samples"), "{again}");
-    assert!(fs::read(job.out()).unwrap() == one);
-    let output = succeed(job.run(&["-n", "3", "--batch-cap", "2"]));
-    assert!(output.contains("which has 8 samples") && output.contains("24 samples, 16 of them new"), "{output}");
-    assert!(fs::read(job.out()).unwrap().starts_with(&one) && sorted(&job.out()) == expected());
-    job.refused(2, &["-n", "2"], &["-n was 3, is 2"]);
-    // More rows, in another order.
-    let rows: String = (0..9).rev().map(|i| row(i) + "\n").collect();
-    fs::write(job.at("in.jsonl"), rows).unwrap();
-    assert!(succeed(job.run(&["-n", "3"])).contains("27 samples, 3 of them new"));
-    // An id whose prompt is another one is told, and its samples stay.
-    fs::write(job.at("in.jsonl"), row(0).replace("How much", "How many")).unwrap();
-    let before = fs::read(job.out()).unwrap();
-    let (code, _, error) = job.run(&["-n", "3"]);
-    assert!(code == 3 && error.contains("in.jsonl:1: ") && error.contains("another prompt"), "{code}: {error}");
-    assert!(fs::read(job.out()).unwrap() == before);
-}
-
-#[test]
-fn a_torn_last_row_is_written_again() {
-    let job = Job::usual();
-    succeed(job.run(&["-n", "3"]));
-    let whole = fs::read(job.out()).unwrap();
-    let last = whole[..whole.len() - 1].iter().rposition(|&byte| byte == b'\n').unwrap() + 1;
-    for length in [whole.len() - 1, last + 1, last, 1] {
-        fs::write(job.out(), &whole[..length]).unwrap();
-        let output = succeed(job.run(&["-n", "3"]));
-        assert_eq!(output.contains("its last row was cut off"), length != last, "{length}: {output}");
-        assert!(sorted(&job.out()) == expected(), "{length}");
-    }
-    // A row in the middle is no accident of ours.
-    let mut damaged = whole.clone();
-    damaged[last / 2] = b'\n';
-    fs::write(job.out(), &damaged).unwrap();
-    job.refused(2, &["-n", "3"], &["out.jsonl:", "not a row of this job"]);
-    assert!(fs::read(job.out()).unwrap() == damaged);
-}
-
-#[test]
-fn the_output_of_another_job_is_not_touched() {
-    let job = Job::usual();
-    let usual = ["-n", "2"];
-    succeed(job.run(&usual));
-    let files = || [job.out(), job.at("out.jsonl.job.json")].map(|path| fs::read(path).unwrap());
-    let before = files();
-    for (more, expected) in [
-        (&["--temperature", "0.7"][..], "temperature was 1.0, is 0.7"),
-        (&["--top-p", "0.5"], "top_p was 1.0, is 0.5"),
-        (&["--top-k", "4"], "top_k was 0, is 4"),
-        (&["--min-p", "0.5"], "min_p was 0.0, is 0.5"),
-        (&["--repetition-penalty", "1.2"], "repetition_penalty was 1.0, is 1.2"),
-        (&["--max-tokens", "61"], "max_tokens was 60, is 61"),
-        (&["--seed", "1"], "seed was 0, is 1"),
-        (&["--stop", "x"], "stop was [], is [\"x\"]"),
-        (&["--stop", "<|im_start|>"], "stop_ids was [448,450], is [448,449,450]"),
-        (&["--system", ""], "system was null, is \"\""),
-        (&["--logprobs"], "logprobs was false, is true"),
-        (&["--token-ids"], "token_ids was false, is true"),
-        (&["--repetition-stop"], "repetition_stop was false, is true"),
-        (&["--dtype", "bf16"], "dtype was \"f32\", is \"bf16\""),
-        (&["--resume", "never"], "holds rows"),
-    ] {
-        job.refused(2, &[&usual, more].concat(), &["out.jsonl", expected, "--overwrite"]);
-    }
-    // Another model, by each of its parts; a copy of the same one goes on.
-    let copy = job.at("model");
-    let copied = || {
-        fs::create_dir_all(&copy).unwrap();
-        for entry in fs::read_dir(model()).unwrap() {
-            let entry = entry.unwrap();
-            fs::copy(entry.path(), copy.join(entry.file_name())).unwrap();
-        }
-    };
-    for (file, part) in [
-        ("config.json", "config"),
-        ("tokenizer_config.json", "template"),
-        ("tokenizer.json", "tokenizer"),
-        ("model.safetensors", "weights"),
-    ] {
-        copied();
-        let mut bytes = fs::read(copy.join(file)).unwrap();
-        if file == "model.safetensors" {
-            *bytes.last_mut().unwrap() ^= 1;
-        } else {
-            bytes.push(b'\n');
-        }
-        fs::write(copy.join(file), bytes).unwrap();
-        let (code, _, error) = run_model(&job, &copy, &usual);
-        assert!(code == 2 && error.contains(&format!("the model's {part} is another one")), "{code}: {error}");
-    }
-    copied();
-    assert!(succeed(run_model(&job, &copy, &usual)).contains("is finished"));
-    assert!(files() == before);
-
-    // Files that no job of ours wrote.
-    fs::write(job.at("out.jsonl.job.json"), "{\"mine\": 1}").unwrap();
-    job.refused(2, &usual, &["out.jsonl.job.json", "not the record"]);
-    job.refused(2, &[&usual[..], &["--overwrite"]].concat(), &["out.jsonl.job.json", "not the record"]);
-    fs::remove_file(job.at("out.jsonl.job.json")).unwrap();
-    job.refused(2, &usual, &["out.jsonl", "not the output of a sampling job"]);
-    assert!(fs::read(job.out()).unwrap() == before[0]);
-    succeed(job.run(&["-n", "3", "--overwrite"]));
-    assert!(sorted(&job.out()) == expected());
-    // Nothing is lost with an empty file.
-    fs::write(job.out(), "").unwrap();
-    succeed(job.run(&["-n", "1", "--seed", "9"]));
-}
-
-fn run_model(job: &Job, folder: &Path, more: &[&str]) -> (i32, String, String) {
-    let arguments = job.arguments(more);
-    let folder = folder.to_str().unwrap();
-    let arguments: Vec<&str> = arguments.iter().map(|text| if text == model() { folder } else { text }).collect();
-    limo_engine(&arguments)
-}
-
-#[test]
 fn input_model_and_what_is_no_file_are_never_written_to() {
     let job = Job::usual();
     let input = job.at("in.jsonl").display().to_string();
@@ -459,89 +338,6 @@ fn too_little_memory_is_told_before_anything_is_written() {
     let job = Job::usual();
     job.refused(4, &["--kv-memory", "100TiB", "--batch-cap", "100000000"], &["needs", "available", "--batch-cap"]);
     assert!(!job.out().exists());
-}
-
-#[test]
-fn one_output_has_one_writer() {
-    let job = Job::usual();
-    succeed(job.run(&["-n", "2"]));
-    let held = fs::File::open(job.out()).unwrap();
-    held.lock().unwrap();
-    job.refused(2, &["-n", "3"], &["another process is writing"]);
-    job.refused(2, &["-n", "3", "--overwrite"], &["another process is writing"]);
-    drop(held);
-    succeed(job.run(&["-n", "3"]));
-    assert!(sorted(&job.out()) == expected());
-}
-
-/// Killed at any operation on its files, a job goes on to the same rows.
-#[test]
-fn a_job_killed_anywhere_goes_on_to_the_same_rows() {
-    let Some(library) = fake_disk() else { return };
-    let (mut at, mut kills) = (1, 0);
-    loop {
-        let job = Job::usual();
-        let mut killed = job.command(&["-n", "3"]);
-        killed.env("LD_PRELOAD", library).env("FAKE_DISK", job.folder.path()).env("FAKE_DISK_KILL", at.to_string());
-        let ended = killed.output().unwrap();
-        if ended.status.code() == Some(0) {
-            break;
-        }
-        assert_eq!(ended.status.code(), None, "operation {at}: {}", String::from_utf8_lossy(&ended.stderr));
-        kills += 1;
-        succeed(job.run(&["-n", "3"]));
-        assert!(sorted(&job.out()) == expected(), "killed at operation {at}");
-        at += if at < 6 { 1 } else { 3 };
-    }
-    assert!(kills > 10, "only {kills} kills");
-}
-
-#[test]
-fn a_full_disk_is_told_and_keeps_whole_rows() {
-    let Some(library) = fake_disk() else { return };
-    let record = {
-        let job = Job::usual();
-        succeed(job.run(&["-n", "3"]));
-        fs::metadata(job.at("out.jsonl.job.json")).unwrap().len()
-    };
-    for bytes in [10, record + 1, record + 100, record + 2000] {
-        let job = Job::usual();
-        let mut full = job.command(&["-n", "3"]);
-        full.env("LD_PRELOAD", library).env("FAKE_DISK", job.folder.path()).env("FAKE_DISK_BYTES", bytes.to_string());
-        let ended = full.output().unwrap();
-        let error = String::from_utf8(ended.stderr).unwrap();
-        assert_eq!(ended.status.code(), Some(2), "{bytes}: {error}");
-        assert!(error.contains("out.jsonl") && error.contains("No space left") && error.contains("help: "), "{bytes}: {error}");
-        let kept = sorted(&job.out());
-        assert!(kept.iter().all(|row| expected().contains(row)), "{bytes}");
-        succeed(job.run(&["-n", "3"]));
-        assert!(sorted(&job.out()) == expected(), "{bytes}");
-    }
-}
-
-/// Enough rows that a signal does not come too late.
-#[test]
-fn a_signal_keeps_the_rows_and_the_same_command_goes_on() {
-    let rows: String = (0..4000).map(|i| row(i) + "\n").collect();
-    let job = Job::new(&rows);
-    let mut child = job.command(&["-n", "2"]).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
-    let began = Instant::now();
-    while fs::metadata(job.out()).map_or(0, |found| found.len()) < 2000 {
-        assert!(began.elapsed() < Duration::from_secs(60) && child.try_wait().unwrap().is_none(), "no row came");
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    signal(&child, "-TERM");
-    let (code, error) = end(child);
-    assert_eq!(code, 75, "{error}");
-    assert!(error.starts_with("stopped by SIGTERM after ") && error.contains("the same command goes on"), "{error}");
-    let kept = sorted(&job.out());
-    assert!(!kept.is_empty() && kept.len() < 8000, "{}", kept.len());
-    // The rest would take a while: of some rows.
-    fs::write(job.at("in.jsonl"), rows.lines().take(8).map(|row| row.to_string() + "\n").collect::<String>()).unwrap();
-    succeed(job.run(&["-n", "2"]));
-    let mine = sorted(&job.out());
-    let two = expected().iter().enumerate().filter(|(number, _)| number % 3 < 2);
-    assert!(two.clone().count() == 16 && two.into_iter().all(|(_, row)| mine.contains(row)));
 }
 
 /// Whatever runs beside a sample, in whatever order and memory.
