@@ -44,12 +44,15 @@ fn environment(name: &str) -> Option<String> {
     std::env::var(name).ok()
 }
 
+/// This process's place among several that a launcher started; none where it is alone.
+pub fn launched() -> Result<Option<LaunchEnvironment>> {
+    let launch = launch::detect(environment)?;
+    Ok((launch.starter != Starter::Plain && launch.world > 1).then_some(launch))
+}
+
 /// Refuses to be one of several processes, which would all do the same work and write the same files.
 pub fn require_single_process() -> Result<()> {
-    let launch = launch::detect(environment)?;
-    if launch.starter == Starter::Plain || launch.world == 1 {
-        return Ok(());
-    }
+    let Some(launch) = launched()? else { return Ok(()) };
     let what = format!("{} started this process as rank {} of {}", launch.starter, launch.rank, launch.world);
     Err(Error::usage(format!("{what}, but this command runs in one process")).help("start one process"))
 }

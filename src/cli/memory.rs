@@ -55,3 +55,45 @@ fn available_host_memory() -> Option<usize> {
     let container = read("memory.max").zip(read("memory.current")).map(|(most, used)| most.saturating_sub(used));
     machine.into_iter().chain(container).min()
 }
+
+/// "139GiB", "64 MiB", "1e9", "512": a number with a unit of 1024 steps (KiB …) or 1000 steps (KB …).
+pub fn bytes(text: &str) -> Result<usize, String> {
+    let text = text.trim();
+    let split = text.find(|c: char| c.is_ascii_alphabetic() && c != 'e' && c != 'E').unwrap_or(text.len());
+    let (number, unit) = text.split_at(split);
+    let factor = match unit.trim() {
+        "" | "B" => 1.0,
+        "KiB" => 1024.0,
+        "MiB" => 1048576.0,
+        "GiB" => 1073741824.0,
+        "TiB" => 1099511627776.0,
+        "KB" | "kB" => 1e3,
+        "MB" => 1e6,
+        "GB" => 1e9,
+        "TB" => 1e12,
+        other => return Err(format!("unit {other:?}: known are B, KiB, MiB, GiB, TiB, KB, MB, GB, TB")),
+    };
+    let number: f64 = number.trim().parse().map_err(|_| format!("{text:?} is not a number of bytes, as 139GiB is"))?;
+    let bytes = number * factor;
+    if !(1.0..=isize::MAX as f64).contains(&bytes) {
+        return Err(format!("{text:?} is not between 1 byte and the address space"));
+    }
+    Ok(bytes as usize)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::bytes;
+
+    #[test]
+    fn sizes_with_units() {
+        for (text, expected) in
+            [("139GiB", 139 << 30), ("64 MiB", 64 << 20), ("1.5KiB", 1536), ("2GB", 2_000_000_000), ("512", 512)]
+        {
+            assert_eq!(bytes(text), Ok(expected), "{text}");
+        }
+        for text in ["", "GiB", "-1GiB", "0", "12 XB", "nan", "inf", "1e40", "1 2 GiB"] {
+            assert!(bytes(text).is_err(), "{text}");
+        }
+    }
+}

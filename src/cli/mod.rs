@@ -12,6 +12,8 @@ mod memory;
 mod model;
 mod plan;
 mod progress;
+mod replaced;
+mod sample;
 mod score;
 mod selftest;
 mod signals;
@@ -38,6 +40,7 @@ struct Cli {
 enum Command {
     Train(train::TrainArgs),
     Plan(plan::PlanArgs),
+    Sample(sample::SampleArgs),
     Score(score::ScoreArgs),
     /// Show what a run is made of, without training.
     #[command(subcommand)]
@@ -81,6 +84,7 @@ fn dispatch(command: Command) -> Result<()> {
     match command {
         Command::Train(args) => train::run(args),
         Command::Plan(args) => plan::run(args),
+        Command::Sample(args) => sample::run(args),
         Command::Score(args) => score::run(args),
         Command::Inspect(Inspect::Data(args)) => inspect_data::run(args),
         Command::Inspect(Inspect::Model(args)) => inspect_model::run(args),

@@ -4,6 +4,7 @@ use super::device::{DeviceChoice, Storage};
 use super::launch::require_single_process;
 use super::memory::{available_memory, does_not_fit};
 use super::model::trained_system;
+use super::replaced::refuse_to_replace_inputs;
 use super::say;
 use crate::config::{FieldNames, ModelConfig, resolve_model};
 use crate::data::{Chat, Example, IGNORE, load_conversations, load_questions, pack};
@@ -73,30 +74,6 @@ struct Scored {
     logprobs: Option<Vec<f32>>,
 }
 
-/// An output must be neither the input nor a file of the model, by whatever name, nor the other output.
-fn refuse_to_replace_inputs(args: &ScoreArgs) -> Result<()> {
-    // A new file has no real path yet, but its folder has.
-    let real =
-        |path: &Path| path.canonicalize().ok().or_else(|| Some(path.parent()?.canonicalize().ok()?.join(path.file_name()?)));
-    let output = real(&args.output);
-    for (flag, path) in [("--output", Some(&args.output)), ("--logits", args.logits.as_ref())] {
-        let Some((path, written)) = path.and_then(|path| Some((path, real(path)?))) else { continue };
-        let replaced = if real(&args.input).as_ref() == Some(&written) {
-            "--input"
-        } else if real(&args.model).is_some_and(|model| written.starts_with(model)) {
-            "a file of --model"
-        } else if flag == "--logits" && output.as_ref() == Some(&written) {
-            "--output"
-        } else {
-            continue;
-        };
-        return Err(
-            Error::usage(format!("{flag} {} would replace {replaced}", path.display())).help(format!("give another {flag}"))
-        );
-    }
-    Ok(())
-}
-
 /// Refused beyond the size that somebody wants to compare.
 const MOST_LOGITS: usize = 8 << 30;
 
@@ -143,7 +120,9 @@ pub fn run(mut args: ScoreArgs) -> Result<()> {
 
     require_single_process()?;
     args.model = resolve_model(&args.model)?;
-    refuse_to_replace_inputs(&args)?;
+    let logits = args.logits.as_deref().map(|path| ("--logits", path));
+    let outputs: Vec<_> = std::iter::once(("--output", args.output.as_path())).chain(logits).collect();
+    refuse_to_replace_inputs(&args.input, &args.model, &outputs)?;
     let ops = args.device.ops(args.dtype)?;
     let config = ModelConfig::from_file(&args.model.join("config.json"))?;
     Qwen2::require(ops.as_ref(), &config)?;

@@ -132,6 +132,11 @@ impl Chat {
         &self.stop
     }
 
+    /// The id of a special token by its text, as `<|endoftext|>`: text of answers never has it.
+    pub fn special_id(&self, token: &str) -> Option<i32> {
+        self.tokenizer.id(token).filter(|&id| self.tokenizer.is_special(id))
+    }
+
     /// The first token after an assistant's text, by rendering a small conversation.
     fn end_of_turn(&self) -> Result<i32> {
         const ANSWER: &str = "answer";

@@ -1,6 +1,6 @@
 //! Rows of parquet files as JSON objects, nested columns included.
 
-use super::rows::{Fault, Object};
+use super::row_file::{Fault, Object};
 use super::tokenizer::contain;
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use serde_json::Value;

@@ -1,15 +1,14 @@
 //! Rows of training data and prompts, in the formats people have them in.
 //!
-//! A file is JSON lines, one JSON array of rows, or parquet (with that feature). A row holds its prompt as `messages` (role, content), `conversations` (from, value),
+//! A row holds its prompt as `messages` (role, content), `conversations` (from, value),
 //! `instruction` with an optional `input`, `prompt`, `question` or `problem`; its response, unless the messages end with one, as
 //! `response`, `completion`, `solution` or `output`. The first of each list that the row has counts.
 
+use super::row_file::{Fault, Object, RowFile, kind};
 use crate::config::FieldNames;
-use crate::error::{Error, Result, io_error};
+use crate::error::{Error, Result};
 use serde::Serialize;
-use serde_json::value::RawValue;
 use serde_json::{Map, Value};
-use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -50,7 +49,6 @@ pub(super) struct Row {
     pub source: String,
     pub id: Option<Value>,
     pub messages: Vec<Message>,
-    pub answer: Option<Value>,
 }
 
 const PROMPTS: [&str; 6] = ["messages", "conversations", "instruction", "prompt", "question", "problem"];
@@ -60,138 +58,96 @@ const RESPONSES: [&str; 4] = ["response", "completion", "solution", "output"];
 ///
 /// Errors: data errors that name file, line and field.
 pub fn read_prompts(path: &Path, fields: &FieldNames, system: Option<&str>) -> Result<Vec<Prompt>> {
-    let rows = read_rows(path, fields, system, false)?;
-    let prompt = |(number, row): (usize, Row)| match row.messages.last() {
-        Some(last) if last.role == Role::User => {
-            Ok(Prompt { id: row.id.unwrap_or_else(|| number.into()), messages: row.messages, answer: row.answer })
-        }
-        _ => Err(Error::data(format!("{}: a prompt must end with a user turn", row.source))),
-    };
-    rows.into_iter().enumerate().map(prompt).collect()
+    let mut file = RowFile::open(path)?;
+    let mut prompts = Vec::new();
+    while let Some(row) = file.next()? {
+        let number = prompts.len();
+        prompts.push(row.and_then(|row| prompt_of(row, number, fields, system)).map_err(|fault| at(path, fault))?);
+    }
+    Ok(prompts)
 }
 
 /// Reads every row of `path`, with its response if `responses`. Errors: data errors that name file, line and field.
 pub(super) fn read_rows(path: &Path, fields: &FieldNames, system: Option<&str>, responses: bool) -> Result<Vec<Row>> {
-    let bytes = read_file(path)?;
-    let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&bytes);
-    let name = path.display();
-    let objects = match bytes.iter().find(|byte| !byte.is_ascii_whitespace()) {
-        None => return Err(Error::data(format!("{name}: the file is empty")).help(FILES)),
-        Some(b'[') => objects_of_array(bytes),
-        Some(_) if bytes.starts_with(b"PAR1") => objects_of_parquet(path)?,
-        Some(_) => objects_of_lines(bytes)
-            .map_err(|fault| if bytes.contains(&b'\n') { one_object(bytes).unwrap_or(fault) } else { fault }),
-    };
-    let row = |(line, object): Object| {
-        let read = || {
-            let answer = present(&object, fields.answer.as_deref().unwrap_or("answer")).cloned();
-            let messages = conversation(&object, fields, system, responses)?;
-            Ok(Row { source: format!("{name}:{line}"), id: id(&object, fields)?, messages, answer })
-        };
-        read().map_err(|message| (line, message))
-    };
-    let rows: Result<Vec<Row>, Fault> = objects.and_then(|objects| objects.into_iter().map(row).collect());
-    rows.map_err(|(line, message)| Error::data(format!("{name}:{line}: {message}")).help(ROWS))
+    let mut file = RowFile::open(path)?;
+    let mut rows = Vec::new();
+    while let Some(object) = file.next()? {
+        let row = object.and_then(|(line, object)| {
+            let messages = conversation(&object, fields, system, responses).map_err(|what| (line, what))?;
+            let id = id(&object, fields).map_err(|what| (line, what))?;
+            Ok(Row { source: format!("{}:{line}", path.display()), id, messages })
+        });
+        rows.push(row.map_err(|fault| at(path, fault))?);
+    }
+    Ok(rows)
 }
 
-const FILES: &str = "rows are JSON lines or one JSON list, uncompressed; docs/config.md has the formats";
 const ROWS: &str = "docs/config.md, \"Rows\", has the formats; data.fields names the columns of others";
 
-/// The bytes of a file or a pipe.
-fn read_file(path: &Path) -> Result<Vec<u8>> {
-    let name = path.display();
-    let kind = std::fs::metadata(path)
-        .map_err(|error| io_error(path, error).help("data is read from local files, nothing is downloaded"))?
-        .file_type();
-    if kind.is_dir() {
-        return Err(Error::data(format!("{name} is a folder"))
-            .help("name its files, as in data.train = [\"DIR/a.jsonl\", \"DIR/b.jsonl\"]"));
+fn at(path: &Path, (line, message): Fault) -> Error {
+    Error::data(format!("{}:{line}: {message}", path.display())).help(ROWS)
+}
+
+/// The prompts of a file or a pipe, one after another: a broken row is told, and the next one can still be read.
+pub struct PromptReader {
+    file: RowFile,
+    system: Option<String>,
+    next: usize,
+}
+
+/// A row of a [`PromptReader`].
+pub struct Entry {
+    /// From 0, broken rows counted.
+    pub number: usize,
+    /// The line that the row starts on, or that something is wrong on.
+    pub line: usize,
+    /// Or what is wrong.
+    pub prompt: Result<Prompt, String>,
+}
+
+impl PromptReader {
+    /// Begins to read `path`; a response in a row is left aside. `system` is for rows without a system message of their own.
+    ///
+    /// Errors: data, if it is no file of rows, or empty.
+    pub fn open(path: &Path, system: Option<String>) -> Result<PromptReader> {
+        Ok(PromptReader { file: RowFile::open(path)?, system, next: 0 })
     }
-    if kind.is_char_device() || kind.is_block_device() {
-        return Err(Error::data(format!("{name} is a device")).help(FILES));
+
+    /// Rows of the file `path`, broken ones included; none if it is a pipe, which can be read only once.
+    pub fn count(path: &Path) -> Result<Option<usize>> {
+        let is_file = std::fs::metadata(path).is_ok_and(|found| found.is_file());
+        is_file.then(|| RowFile::open(path)?.count()).transpose()
     }
-    let bytes = std::fs::read(path).map_err(|error| io_error(path, error))?;
-    for (magic, packer) in [
-        (&b"\x1f\x8b"[..], "gzip"),
-        (b"\x28\xb5\x2f\xfd", "zstd"),
-        (b"PK\x03\x04", "zip"),
-        (b"BZh", "bzip2"),
-        (b"\xfd7zXZ", "xz"),
-    ] {
-        if bytes.starts_with(magic) {
-            return Err(Error::data(format!("{name} is packed ({packer})")).help(FILES));
+
+    /// The next row. Errors: data, if the file cannot be read any further.
+    #[allow(clippy::should_implement_trait)]
+    pub fn next(&mut self) -> Result<Option<Entry>> {
+        let Some(row) = self.file.next()? else { return Ok(None) };
+        let number = self.next;
+        self.next += 1;
+        let named = |row: Object| {
+            let line = row.0;
+            prompt_of(row, number, &FieldNames::default(), self.system.as_deref()).map(|prompt| (line, prompt))
+        };
+        Ok(Some(match row.and_then(named) {
+            Ok((line, prompt)) => Entry { number, line, prompt: Ok(prompt) },
+            Err((line, what)) => Entry { number, line, prompt: Err(what) },
+        }))
+    }
+}
+
+/// A row as a prompt; `number` is its id where it has none.
+fn prompt_of((line, row): Object, number: usize, fields: &FieldNames, system: Option<&str>) -> Result<Prompt, Fault> {
+    let read = || {
+        let answer = present(&row, fields.answer.as_deref().unwrap_or("answer")).cloned();
+        let messages = conversation(&row, fields, system, false)?;
+        let id = id(&row, fields)?.unwrap_or_else(|| number.into());
+        match messages.last() {
+            Some(last) if last.role == Role::User => Ok(Prompt { id, messages, answer }),
+            _ => Err("a prompt must end with a user turn".to_string()),
         }
-    }
-    Ok(bytes)
-}
-
-/// What is wrong with a file that is a single JSON object over several lines.
-fn one_object(bytes: &[u8]) -> Option<Fault> {
-    let object: Map<String, Value> = serde_json::from_slice(bytes).ok()?;
-    let list = object.iter().find(|(_, value)| value.is_array()).map(|(key, _)| key);
-    let rows = list.map_or("a row a line".into(), |key| format!("the list in its field `{key}`, or a row a line"));
-    Some((1, format!("the file is one JSON object, not rows: make it {rows}")))
-}
-
-#[cfg(feature = "parquet")]
-fn objects_of_parquet(path: &Path) -> Result<Result<Vec<Object>, Fault>> {
-    Ok(super::parquet::objects(path))
-}
-
-#[cfg(not(feature = "parquet"))]
-fn objects_of_parquet(path: &Path) -> Result<Result<Vec<Object>, Fault>> {
-    Err(Error::data(format!("{} is a parquet file, which this build does not read", path.display()))
-        .help("build with `cargo build --release --features parquet`, or convert it to JSON lines"))
-}
-
-/// A row and the line it starts on; in parquet files its number from 1.
-pub(super) type Object = (usize, Map<String, Value>);
-/// A line number and what is wrong there.
-pub(super) type Fault = (usize, String);
-
-fn objects_of_lines(bytes: &[u8]) -> Result<Vec<Object>, Fault> {
-    let lines = bytes.split(|&byte| byte == b'\n').enumerate().filter(|(_, line)| !line.trim_ascii().is_empty());
-    lines.map(|(index, line)| utf8(line, index + 1).and_then(|text| object(text, index + 1))).collect()
-}
-
-fn objects_of_array(bytes: &[u8]) -> Result<Vec<Object>, Fault> {
-    let text = utf8(bytes, 1)?;
-    let elements: Vec<&RawValue> = serde_json::from_str(text).map_err(|error| broken(&error, 1))?;
-    if elements.is_empty() {
-        return Err((1, "the file has no rows".to_string()));
-    }
-    // Elements are slices of the text, so that each knows its line.
-    let (mut line, mut counted) = (1, 0);
-    let located = elements.into_iter().map(|element| {
-        let start = element.get().as_ptr() as usize - text.as_ptr() as usize;
-        line += text[counted..start].matches('\n').count();
-        counted = start;
-        Ok((line, object(element.get(), line)?.1))
-    });
-    located.collect()
-}
-
-fn utf8(bytes: &[u8], first_line: usize) -> Result<&str, Fault> {
-    std::str::from_utf8(bytes).map_err(|error| {
-        let before = &bytes[..error.valid_up_to()];
-        let line = first_line + before.iter().filter(|&&byte| byte == b'\n').count();
-        let column = before.len() - before.iter().rposition(|&byte| byte == b'\n').map_or(0, |newline| newline + 1);
-        (line, format!("not UTF-8 at byte {} of the line", column + 1))
-    })
-}
-
-fn object(text: &str, line: usize) -> Result<Object, Fault> {
-    match serde_json::from_str(text) {
-        Ok(Value::Object(object)) => Ok((line, object)),
-        Ok(other) => Err((line, format!("a row must be a JSON object, not {}", kind(&other)))),
-        Err(error) => Err(broken(&error, line)),
-    }
-}
-
-fn broken(error: &serde_json::Error, first_line: usize) -> Fault {
-    let message = error.to_string();
-    let message = message.split(" at line ").next().unwrap_or_default();
-    (first_line + error.line().saturating_sub(1), format!("broken JSON at column {}: {message}", error.column()))
+    };
+    read().map_err(|what| (line, what))
 }
 
 /// All turns of a row: its own system message or `system`, the prompt, and with `responses` the response.
@@ -350,17 +306,6 @@ fn text(row: &Map<String, Value>, name: &str) -> Result<Option<String>, String> 
         None => Ok(None),
         Some(Value::String(text)) => Ok(Some(text.clone())),
         Some(other) => Err(format!("field `{name}`: must be a string, not {}", kind(other))),
-    }
-}
-
-fn kind(value: &Value) -> &'static str {
-    match value {
-        Value::Null => "null",
-        Value::Bool(_) => "a boolean",
-        Value::Number(_) => "a number",
-        Value::String(_) => "a string",
-        Value::Array(_) => "a list",
-        Value::Object(_) => "an object",
     }
 }
 

@@ -50,6 +50,8 @@ pub struct Stats {
     pub replays: u64,
     /// Prompt tokens computed, those computed again included.
     pub prefilled: u64,
+    /// Tokens drawn.
+    pub drawn: u64,
 }
 
 /// See the head of this file.
@@ -151,6 +153,7 @@ impl Scheduler {
         }
         assert_eq!(index, sample.tokens.len(), "draws of a sample are reported in order");
         sample.tokens.push(token);
+        self.stats.drawn += 1;
         if sample.tokens.len() == sample.max_tokens { Drawn::Last } else { Drawn::New }
     }
 

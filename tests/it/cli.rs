@@ -7,6 +7,7 @@ const COMMANDS: &[&[&str]] = &[
     &[],
     &["train"],
     &["plan"],
+    &["sample"],
     &["score"],
     &["inspect"],
     &["inspect", "data"],

@@ -49,14 +49,14 @@ impl Setup {
     }
 }
 
-fn command(arguments: &[&str]) -> Command {
+pub fn command(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_limo-engine"));
     command.args(arguments).current_dir(env!("CARGO_MANIFEST_DIR"));
     command
 }
 
 /// Compiled once. None without a C compiler.
-fn fake_disk() -> Option<&'static Path> {
+pub fn fake_disk() -> Option<&'static Path> {
     static BUILT: OnceLock<Option<PathBuf>> = OnceLock::new();
     let build = || {
         let library = Path::new(env!("CARGO_TARGET_TMPDIR")).join("fake_disk.so");
@@ -74,7 +74,7 @@ fn fake_disk() -> Option<&'static Path> {
     BUILT.get_or_init(build).as_deref()
 }
 
-fn signal(child: &Child, name: &str) {
+pub fn signal(child: &Child, name: &str) {
     assert!(Command::new("kill").args([name, &child.id().to_string()]).status().unwrap().success());
 }
 
@@ -88,7 +88,7 @@ fn wait_for(child: &mut Child, beginning: &str) {
     }
 }
 
-fn end(mut child: Child) -> (i32, String) {
+pub fn end(mut child: Child) -> (i32, String) {
     let mut error = String::new();
     child.stderr.take().unwrap().read_to_string(&mut error).unwrap();
     (child.wait().unwrap().code().expect("ended by a signal"), error)
