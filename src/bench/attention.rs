@@ -5,8 +5,7 @@ use super::problem::{Device, Problem, Sets, integers, normal, tensors, zeros};
 use super::{Ceiling, Ladder};
 use crate::error::Result;
 use crate::ops::cuda::attention::{self as kernels, BACKWARD, FORWARD};
-use crate::ops::cuda::cached_attention::cached_attention;
-use crate::ops::{Attention, AttentionBackward, CacheUse, CachedAttention, Cost, HeadLayout};
+use crate::ops::{Attention, AttentionBackward, HeadLayout};
 use crate::tensor::DType::{Bf16, F32, U8};
 use crate::tensor::Tensor;
 
@@ -18,11 +17,6 @@ pub fn ladders() -> Vec<Ladder> {
         Ladder::new("attention", Ceiling::Product, FORWARD.iter().map(|v| (v.name, v.idea)), forward),
         Ladder::new("attention", Ceiling::Product, BACKWARD.iter().map(|v| (v.name, v.idea)), backward),
     ]
-}
-
-pub fn cached_ladders() -> Vec<Ladder> {
-    let version = ("decode", "a block a sequence and head reads the cache once");
-    vec![Ladder::new("cached_attention", Ceiling::Copy, [version], cached)]
 }
 
 fn shape(heads: HeadLayout) -> String {
@@ -94,43 +88,4 @@ fn backward<'a>(device: Device<'a>, model: &Model) -> Result<Problem<'a>> {
         kernels::attention_backward(device.launcher, &BACKWARD[version], op(heads, &cu_seqlens, sets.at(i)))
     };
     Ok(Problem::new(shape(heads), cost, issue))
-}
-
-/// Sequences that are sampled at once, and tokens that each has had.
-const SEQUENCES: usize = 64;
-const CACHED: usize = 2047;
-
-fn cached<'a>(device: Device<'a>, model: &Model) -> Result<Problem<'a>> {
-    let heads = model.heads;
-    let host: [Vec<i32>; 3] =
-        [(0..=SEQUENCES as i32).collect(), (0..SEQUENCES as i32).collect(), vec![CACHED as i32; SEQUENCES]];
-    let [cu_seqlens, slots, lengths] = tensors(device.launcher, &host.clone().map(integers))?;
-    let cache = [SEQUENCES, CACHED + 1, heads.kv, heads.dim];
-    let operands = [
-        normal(Bf16, &[SEQUENCES, heads.fused(), heads.dim]),
-        normal(Bf16, &cache),
-        normal(Bf16, &cache),
-        zeros(Bf16, &[SEQUENCES, heads.query, heads.dim]),
-    ];
-    let mut sets = Sets::new(device.launcher, operands)?;
-    let bytes: usize = sets.at(0).iter().map(Tensor::bytes).sum();
-    let pairs = SEQUENCES * (CACHED + 1) * heads.query;
-    let cost = Cost { flops: 4.0 * (pairs * heads.dim) as f64, bytes: bytes as f64 };
-    let issue = move |_, i| {
-        let [qkv, keys, values, out] = sets.at(i);
-        let op = CachedAttention {
-            qkv: qkv.view(),
-            heads,
-            cu_seqlens: cu_seqlens.view(),
-            slots: slots.view(),
-            cached: lengths.view(),
-            host: CacheUse { cu_seqlens: &host[0], slots: &host[1], cached: &host[2] },
-            keys: keys.view_mut(),
-            values: values.view_mut(),
-            out: out.view_mut(),
-        };
-        cached_attention(device.launcher, op)
-    };
-    let HeadLayout { query, kv, dim } = heads;
-    Ok(Problem::new(format!("{SEQUENCES} sequences of {}, heads {query}:{kv} x {dim}", CACHED + 1), cost, issue))
 }

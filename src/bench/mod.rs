@@ -122,11 +122,6 @@ pub const BENCHES: &[Bench] = &[
     Bench { name: "swiglu", about: "the gated activation", ladders: rows::swiglu_ladders },
     Bench { name: "bias", about: "the gradient of a bias", ladders: rows::bias_ladders },
     Bench {
-        name: "cached_attention",
-        about: "a token a sequence over its cache, while sampling",
-        ladders: attention::cached_ladders,
-    },
-    Bench {
         name: "paged_attention",
         about: "RoPE into pages, a token a sequence over its pages, chunks of prompts",
         ladders: paged_attention::ladders,

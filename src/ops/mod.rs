@@ -113,7 +113,6 @@ pub trait Ops: Send {
     fn rope(&self, op: Rope) -> Result<()>;
     fn attention(&self, op: Attention) -> Result<()>;
     fn attention_backward(&self, op: AttentionBackward) -> Result<()>;
-    fn cached_attention(&self, op: CachedAttention) -> Result<()>;
     fn paged_rope(&self, op: PagedRope) -> Result<()>;
     fn paged_attention(&self, op: PagedAttention) -> Result<()>;
     fn draw_tokens(&self, op: DrawTokens) -> Result<()>;

@@ -5,7 +5,6 @@ pub mod adamw;
 pub mod attention;
 pub mod bias;
 pub mod buffer;
-pub mod cached_attention;
 pub mod classifier;
 pub mod compare;
 pub mod conformance;
@@ -92,7 +91,6 @@ pub const FAMILIES: &[Family] = &[
     Family { name: "rope", checks: rope::checks },
     Family { name: "swiglu", checks: swiglu::checks },
     Family { name: "bias", checks: bias::checks },
-    Family { name: "cached_attention", checks: cached_attention::checks },
     Family { name: "paged_attention", checks: paged_attention::checks },
     Family { name: "sampling", checks: sampling::checks },
     Family { name: "classifier", checks: classifier::checks },

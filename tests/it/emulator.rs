@@ -67,7 +67,6 @@ families!(
     rope,
     swiglu,
     bias,
-    cached_attention,
     paged_attention,
     sampling,
     classifier

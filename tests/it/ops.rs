@@ -390,86 +390,77 @@ fn attention_refuses_heads_and_lengths_that_do_not_fit() {
 }
 
 #[test]
-fn cached_attention_continues_where_packed_attention_stands() {
+fn attention_over_pages_stands_where_packed_attention_does() {
     let heads = HeadLayout { query: 4, kv: 2, dim: 6 };
     let case = AttentionCase { heads, cu_seqlens: vec![0, 140, 143, 160] };
-    let qkv = tensor(1, &case.qkv_shape());
-    let (whole, _) = case.forward(&qkv);
+    let (qkv, positions) = (tensor(1, &case.qkv_shape()), 150);
+    let [cos, sin] = [f32::cos, f32::sin].map(|f| {
+        let values: Vec<f32> = (0..positions * 3).map(|i| f((i / 3) as f32 * 0.3f32.powi((i % 3) as i32))).collect();
+        Tensor::from_f32(&values, &[positions, 3])
+    });
+    let (cos, sin) = (cos.view(), sin.view());
+    let integers = |numbers: &[i32]| Tensor::from_i32(numbers, &[numbers.len()]);
+    let mut rotated = Tensor::from_f32(qkv.view().f32(), &case.qkv_shape());
+    let of_all: Vec<i32> = case.cu_seqlens.windows(2).flat_map(|w| 0..w[1] - w[0]).collect();
+    let all = integers(&of_all);
+    Cpu.rope(Rope { qkv: rotated.view_mut(), heads, positions: all.view(), cos, sin, inverse: false }).unwrap();
+    let (whole, _) = case.forward(&rotated);
+
     let row = heads.fused() * heads.dim;
-    let (mut keys, mut values) = (poisoned(&[4, 150, 2, 6]), poisoned(&[4, 150, 2, 6]));
-    let slots = [2, 0, 3];
-    let mut cached = [0i32; 3];
-    // Uneven steps: whole prompts, one token, nothing new for one sequence.
-    for step in [[139, 1, 5], [1, 1, 0], [0, 1, 12]] {
+    let mut cache = zeros(&[6, 2, 2, 2 * PAGE * 6]);
+    let tables = [[4, 1, 5], [0, 9, 9], [3, 9, 9]];
+    let mut cached = [0usize; 3];
+    // Uneven chunks; nothing new for a sequence; single tokens, as the last of theirs.
+    for (last, step) in [(false, [63, 1, 5]), (false, [70, 1, 0]), (true, [1, 1, 1]), (false, [6, 0, 11])] {
         let mut cu_seqlens = vec![0i32];
-        let mut new = Vec::new();
-        for i in 0..3 {
-            let first = (case.cu_seqlens[i] + cached[i]) as usize * row;
-            new.extend(&qkv.view().f32()[first..first + step[i] * row]);
-            cu_seqlens.push(cu_seqlens[i] + step[i] as i32);
+        let (mut new, mut expected, mut at, mut rows, mut table, mut lengths) =
+            (vec![], vec![], vec![], vec![], vec![], vec![]);
+        for i in (0..3).filter(|&i| step[i] > 0) {
+            let first = case.cu_seqlens[i] as usize + cached[i];
+            new.extend(&qkv.view().f32()[first * row..(first + step[i]) * row]);
+            expected.extend(&whole.view().f32()[first * 24..(first + step[i]) * 24]);
+            let positions = cached[i]..cached[i] + step[i];
+            at.extend(positions.clone().map(|p| p as i32));
+            rows.extend(positions.map(|p| tables[i][p / PAGE] * PAGE as i32 + (p % PAGE) as i32));
+            table.extend(tables[i]);
+            cached[i] += step[i];
+            lengths.push(cached[i] as i32);
+            cu_seqlens.push(cu_seqlens[cu_seqlens.len() - 1] + step[i] as i32);
         }
-        let tokens = *cu_seqlens.last().unwrap() as usize;
-        let new = Tensor::from_f32(&new, &[tokens, heads.fused(), heads.dim]);
+        let (tokens, sequences) = (at.len(), lengths.len());
+        let mut new = Tensor::from_f32(&new, &[tokens, heads.fused(), heads.dim]);
+        let [at, rows, lengths, cu] = [&at, &rows, &lengths, &cu_seqlens].map(|numbers| integers(numbers));
+        let cos_sin = (cos, sin);
+        Cpu.paged_rope(PagedRope {
+            qkv: new.view_mut(),
+            heads,
+            positions: at.view(),
+            rows: rows.view(),
+            cos: cos_sin.0,
+            sin: cos_sin.1,
+            cache: cache.view_mut(),
+            layer: 1,
+        })
+        .unwrap();
         let mut out = poisoned(&[tokens, heads.query, heads.dim]);
-        let device = [&cu_seqlens[..], &slots, &cached].map(|numbers| Tensor::from_i32(numbers, &[numbers.len()]));
-        Cpu.cached_attention(CachedAttention {
+        let chunks = PagedQueries::Chunks { cu_seqlens: cu.view(), cu_seqlens_host: &cu_seqlens };
+        Cpu.paged_attention(PagedAttention {
             qkv: new.view(),
             heads,
-            cu_seqlens: device[0].view(),
-            slots: device[1].view(),
-            cached: device[2].view(),
-            host: CacheUse { cu_seqlens: &cu_seqlens, slots: &slots, cached: &cached },
-            keys: keys.view_mut(),
-            values: values.view_mut(),
+            queries: if last { PagedQueries::Last } else { chunks },
+            cache: cache.view(),
+            layer: 1,
+            pages: Tensor::from_i32(&table, &[sequences, 3]).view(),
+            lengths: lengths.view(),
+            scratch: Tensor::host(DType::U8, &[0]).view_mut(),
             out: out.view_mut(),
         })
         .unwrap();
-        let width = heads.query * heads.dim;
-        for i in 0..3 {
-            let begin = (case.cu_seqlens[i] + cached[i]) as usize * width;
-            let expected = &whole.view().f32()[begin..begin + step[i] * width];
-            let got = &out.view().f32()[cu_seqlens[i] as usize * width..][..step[i] * width];
-            assert!(step[i] == 0 || relative_error(got, expected) <= 2e-6, "sequence {i} of step {step:?}");
-            cached[i] += step[i] as i32;
-        }
+        let error = relative_error(out.view().f32(), &expected);
+        assert!(error <= 2e-6, "step {step:?}: {error}");
     }
     assert_eq!(cached, [140, 3, 17]);
-}
-
-#[test]
-fn cached_attention_refuses_what_its_slots_cannot_hold() {
-    let heads = HeadLayout { query: 2, kv: 1, dim: 4 };
-    let run = |cu_seqlens: &[i32], slots: &[i32], cached: &[i32]| {
-        let qkv = tensor(1, &[3, heads.fused(), heads.dim]);
-        let (mut keys, mut values, mut out) = (zeros(&[2, 5, 1, 4]), zeros(&[2, 5, 1, 4]), poisoned(&[3, 2, 4]));
-        let device = [cu_seqlens, slots, cached].map(|numbers| Tensor::from_i32(numbers, &[numbers.len()]));
-        Cpu.cached_attention(CachedAttention {
-            qkv: qkv.view(),
-            heads,
-            cu_seqlens: device[0].view(),
-            slots: device[1].view(),
-            cached: device[2].view(),
-            host: CacheUse { cu_seqlens, slots, cached },
-            keys: keys.view_mut(),
-            values: values.view_mut(),
-            out: out.view_mut(),
-        })
-    };
-    assert!(run(&[0, 2, 3], &[1, 0], &[3, 0]).is_ok());
-    for (cu_seqlens, slots, cached) in [
-        (&[0, 2, 3][..], &[1, 1][..], &[0, 0][..]),
-        (&[0, 2, 3], &[1, 2], &[0, 0]),
-        (&[0, 2, 3], &[1, -1], &[0, 0]),
-        (&[0, 2, 3], &[1, 0], &[4, 0]),
-        (&[0, 2, 3], &[1, 0], &[-1, 0]),
-        (&[0, 2, 3], &[1, 0], &[i32::MAX, 0]),
-        (&[0, 2, 4], &[1, 0], &[0, 0]),
-        (&[0, 3, 2], &[1, 0], &[0, 0]),
-        (&[0, 3], &[1, 0], &[0, 0]),
-        (&[0, 2, 3], &[1, 0], &[0]),
-    ] {
-        assert!(run(cu_seqlens, slots, cached).is_err(), "{cu_seqlens:?} {slots:?} {cached:?}");
-    }
+    assert!(cache.view().f32().chunks(2 * 2 * PAGE * 6).step_by(2).all(|layer| layer.iter().all(|&x| x == 0.0)), "of layer 0");
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! Causal attention over packed sequences, and over a key/value cache.
+//! Causal attention over packed sequences.
 
 use super::{Cost, expect, expect_dtype, expect_shape};
 use crate::error::Result;
@@ -149,81 +149,5 @@ impl AttentionBackward<'_> {
         let pairs = causal_pairs(self.cu_seqlens_host) * self.heads.query as f64;
         let bytes = self.qkv.bytes() + self.dqkv.bytes() + self.out.bytes() + self.dout.bytes() + 3 * self.lse.bytes();
         Cost { flops: 10.0 * pairs * self.heads.dim as f64, bytes: bytes as f64 }
-    }
-}
-
-/// Appends the keys and values of new tokens to each sequence's cache slot, then attends from the new tokens to all that the
-/// slot holds.
-pub struct CachedAttention<'a> {
-    /// [T, Q + 2K, H] new tokens after RoPE, sequences back to back.
-    pub qkv: View<'a>,
-    pub heads: HeadLayout,
-    /// [S + 1] i32: bounds of each sequence's new tokens.
-    pub cu_seqlens: View<'a>,
-    /// [S] i32: each sequence's slot.
-    pub slots: View<'a>,
-    /// [S] i32: tokens that the slot held before.
-    pub cached: View<'a>,
-    /// The same numbers on the host, which are checked.
-    pub host: CacheUse<'a>,
-    /// [slots, capacity, K, H]
-    pub keys: ViewMut<'a>,
-    /// [slots, capacity, K, H]
-    pub values: ViewMut<'a>,
-    /// [T, Q, H] overwritten.
-    pub out: ViewMut<'a>,
-}
-
-/// Which tokens of a micro-batch join which slot of a cache.
-#[derive(Clone, Copy)]
-pub struct CacheUse<'a> {
-    /// [S + 1]
-    pub cu_seqlens: &'a [i32],
-    /// [S]
-    pub slots: &'a [i32],
-    /// [S]
-    pub cached: &'a [i32],
-}
-
-impl CachedAttention<'_> {
-    pub fn check(&self) -> Result<()> {
-        const OP: &str = "cached_attention";
-        check_heads(OP, self.heads)?;
-        let t = self.qkv.shape()[0];
-        let HeadLayout { query, kv, dim } = self.heads;
-        let [slots, capacity] = [self.keys.shape()[0], self.keys.shape()[1]];
-        expect_shape(OP, "qkv", self.qkv.shape(), &[t, self.heads.fused(), dim])?;
-        expect_shape(OP, "keys", self.keys.shape(), &[slots, capacity, kv, dim])?;
-        expect_shape(OP, "values", self.values.shape(), &[slots, capacity, kv, dim])?;
-        expect_shape(OP, "out", self.out.shape(), &[t, query, dim])?;
-        for (operand, dtype) in [("keys", self.keys.dtype()), ("values", self.values.dtype()), ("out", self.out.dtype())] {
-            expect_dtype(OP, operand, dtype, self.qkv.dtype())?;
-        }
-        let CacheUse { cu_seqlens, slots: used, cached } = self.host;
-        let sequences = used.len();
-        for (operand, view, length) in [
-            ("cu_seqlens", &self.cu_seqlens, sequences + 1),
-            ("slots", &self.slots, sequences),
-            ("cached", &self.cached, sequences),
-        ] {
-            expect_shape(OP, operand, view.shape(), &[length])?;
-            expect_dtype(OP, operand, view.dtype(), DType::I32)?;
-        }
-        expect(OP, cu_seqlens.len() == sequences + 1 && cached.len() == sequences, || {
-            "cu_seqlens, slots and cached disagree about the number of sequences".into()
-        })?;
-        let ordered = cu_seqlens.windows(2).all(|w| w[0] <= w[1]);
-        expect(OP, ordered && cu_seqlens[0] == 0 && cu_seqlens[sequences] == t as i32, || {
-            format!("cu_seqlens must rise from 0 to {t}, not {cu_seqlens:?}")
-        })?;
-        for i in 0..sequences {
-            let (slot, needed) = (used[i], cached[i] as i64 + (cu_seqlens[i + 1] - cu_seqlens[i]) as i64);
-            expect(OP, !used[..i].contains(&slot), || format!("two sequences have slot {slot}"))?;
-            let fits = (0..slots as i64).contains(&slot.into()) && cached[i] >= 0 && needed <= capacity as i64;
-            expect(OP, fits, || {
-                format!("sequence {i} needs {needed} tokens of slot {slot}; {slots} slots hold {capacity} each")
-            })?;
-        }
-        Ok(())
     }
 }

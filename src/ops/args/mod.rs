@@ -18,7 +18,7 @@ mod rope;
 mod sampling;
 mod swiglu;
 
-pub use attention::{Attention, AttentionBackward, CacheUse, CachedAttention, HeadLayout};
+pub use attention::{Attention, AttentionBackward, HeadLayout};
 pub use classifier::{Classifier, ClassifierGradients, IGNORE};
 pub use embedding::{Embedding, EmbeddingBackward};
 pub use gemm::{BiasBackward, Gemm, GemmDesc, Operand};

@@ -3,7 +3,7 @@
 use super::gemm::{Matrix, MatrixMut, product};
 use super::math::{Shared, exp, larger, max_of, sum_of, vectorised};
 use crate::error::Result;
-use crate::ops::{Attention, AttentionBackward, CacheUse, CachedAttention, HeadLayout};
+use crate::ops::{Attention, AttentionBackward, HeadLayout};
 use gemm::Parallelism;
 use rayon::prelude::*;
 use std::ops::Range;
@@ -209,42 +209,6 @@ pub fn backward(op: AttentionBackward) -> Result<()> {
                 }
             }
         }
-    });
-    Ok(())
-}
-
-pub fn cached(op: CachedAttention) -> Result<()> {
-    op.check()?;
-    let HeadLayout { query, kv, dim } = op.heads;
-    let (fused, group, scale) = (op.heads.fused(), op.heads.group(), op.heads.scale());
-    let capacity = op.keys.shape()[1];
-    let CacheUse { cu_seqlens, slots, cached } = op.host;
-    let first = |i: usize| slots[i] as usize * capacity; // token of the slot
-    let qkv = op.qkv.f32();
-    let (keys, values) = (op.keys.f32(), op.values.f32());
-    let row = kv * dim;
-    for (i, w) in cu_seqlens.windows(2).enumerate() {
-        for (offset, token) in (w[0] as usize..w[1] as usize).enumerate() {
-            let source = &qkv[token * fused * dim..][..fused * dim];
-            let at = (first(i) + cached[i] as usize + offset) * row;
-            keys[at..at + row].copy_from_slice(&source[query * dim..][..row]);
-            values[at..at + row].copy_from_slice(&source[query * dim + row..]);
-        }
-    }
-    let (keys, values) = (&*keys, &*values);
-    let out = Shared::new(op.out.f32());
-    let tasks: Vec<(usize, usize)> = (0..slots.len()).flat_map(|i| (0..query).map(move |q| (i, q))).collect();
-    tasks.into_par_iter().for_each(|(i, q)| {
-        let (begin, rows) = (cu_seqlens[i] as usize, (cu_seqlens[i + 1] - cu_seqlens[i]) as usize);
-        if rows == 0 {
-            return;
-        }
-        let cache = |data| Head::new(data, first(i), kv, q / group, dim);
-        let queries = Head::new(qkv, begin, fused, q, dim).from(0);
-        let output = MatrixMut { pointer: out.pointer((begin * query + q) * dim), strides: (query * dim, 1) };
-        let extent = (rows, cached[i] as usize + 1, dim);
-        // SAFETY: `check` established that the slot holds these tokens; each task owns its rows of one head of `out`.
-        unsafe { attend((queries, cache(keys), cache(values)), extent, scale, output, |_, _| ()) };
     });
     Ok(())
 }

@@ -111,9 +111,6 @@ impl Ops for Cpu {
     fn attention_backward(&self, op: AttentionBackward) -> Result<()> {
         attention::backward(op)
     }
-    fn cached_attention(&self, op: CachedAttention) -> Result<()> {
-        attention::cached(op)
-    }
     fn paged_rope(&self, op: PagedRope) -> Result<()> {
         paged::rope(op)
     }

@@ -199,20 +199,6 @@ impl Ops for CpuBf16 {
         })
     }
 
-    fn cached_attention(&self, op: CachedAttention) -> Result<()> {
-        op.check()?;
-        let qkv = widened(op.qkv);
-        let CachedAttention { heads, cu_seqlens, slots, cached, host, keys, values, out, .. } = op;
-        updated(keys, |keys| {
-            updated(values, |values| {
-                updated(out, |out| {
-                    let qkv = qkv.view();
-                    Cpu.cached_attention(CachedAttention { qkv, heads, cu_seqlens, slots, cached, host, keys, values, out })
-                })
-            })
-        })
-    }
-
     fn paged_rope(&self, op: PagedRope) -> Result<()> {
         paged::rope(op)
     }

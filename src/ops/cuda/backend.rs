@@ -4,8 +4,7 @@
 use super::attention::HEAD_DIMS;
 use super::gemm::CublasLt;
 use super::{
-    adamw, attention, bias, cached_attention, classifier, elementwise, embedding, paged_attention, rms_norm, rope, sampling,
-    square_sums, swiglu,
+    adamw, attention, bias, classifier, elementwise, embedding, paged_attention, rms_norm, rope, sampling, square_sums, swiglu,
 };
 use crate::device::driver::Driver;
 use crate::device::gpu::peak_bf16_flops;
@@ -246,9 +245,6 @@ impl Ops for Cuda {
     fn attention_backward(&self, op: AttentionBackward) -> Result<()> {
         let run = |op| attention::attention_backward(self.launcher(), shipped(&attention::BACKWARD), op);
         named("attention_backward", *op.qkv.shape(), || run(op))
-    }
-    fn cached_attention(&self, op: CachedAttention) -> Result<()> {
-        named("cached_attention", *op.qkv.shape(), || cached_attention::cached_attention(self.launcher(), op))
     }
     fn paged_rope(&self, op: PagedRope) -> Result<()> {
         named("paged_rope", *op.qkv.shape(), || paged_attention::rope(self.launcher(), op))

@@ -5,7 +5,6 @@ pub mod adamw;
 pub mod attention;
 mod backend;
 pub mod bias;
-pub mod cached_attention;
 pub mod classifier;
 pub mod elementwise;
 pub mod embedding;
