@@ -374,7 +374,7 @@ impl Scheduler {
     fn release(&mut self, id: SampleId) {
         let sample = self.samples.get_mut(&id).expect("a sample ends once");
         match std::mem::replace(&mut sample.place, Place::Done) {
-            Place::Done => return,
+            Place::Done => {}
             place => {
                 if let Place::Cache { slot, .. } = place {
                     self.slots.give(slot);

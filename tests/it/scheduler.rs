@@ -3,7 +3,6 @@
 use limo_engine::error::Kind;
 use limo_engine::sample::scheduler::{Chunk, Drawn, Ended, Limits, Move, Request, Row, SampleId, Scheduler, Stats, Step, Work};
 use limo_engine::testing::random::Random;
-use rayon::prelude::*;
 use std::collections::{BTreeSet, HashMap, VecDeque};
 
 /// What a page holds where nothing was written, or what was there is gone.
@@ -313,13 +312,21 @@ impl Drop for Seed {
 #[test]
 fn random_traces_run_as_a_plain_simulation_does() {
     const TRACES: u64 = 100_000;
-    let seen = (0..TRACES).into_par_iter().map(|seed| {
-        let _seed = Seed(seed);
-        let mut random = Random::new(seed << 20);
-        let job = Job::tiny(&mut random);
-        Trace::run(&job, &mut random)
+    let workers = std::thread::available_parallelism().unwrap().get() as u64;
+    let work = |first: u64| {
+        let mut seen = Seen::default();
+        for seed in (first..TRACES).step_by(workers as usize) {
+            let _seed = Seed(seed);
+            let mut random = Random::new(seed << 20);
+            let job = Job::tiny(&mut random);
+            seen = seen.add(Trace::run(&job, &mut random));
+        }
+        seen
+    };
+    let seen = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..workers).map(|first| scope.spawn(move || work(first))).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).fold(Seen::default(), Seen::add)
     });
-    let seen = seen.reduce(Seen::default, Seen::add);
     println!("{TRACES} traces: {seen:?}");
     for count in [seen.copies, seen.swaps, seen.unknown, seen.replayed, seen.again] {
         assert!(count > 10_000, "{seen:?}");
@@ -327,6 +334,7 @@ fn random_traces_run_as_a_plain_simulation_does() {
 }
 
 /// A job of the shape of real ones, all lengths within their ranges.
+#[derive(Clone, Copy)]
 struct Shape {
     pages: usize,
     batch: usize,
@@ -426,6 +434,10 @@ fn the_cache_is_full_while_samples_wait_for_pages() {
         assert!(run.pages >= 0.97, "{run:?}");
         assert!(run.preemptions < 4.0 && run.replays < 1.0 && run.prefilled < 5.0, "{run:?}");
     }
+    // A sample that comes back from host memory needs none of its prefix where that fills no page.
+    let run = shaped(&Shape { each: (1, 1), prompt: (10, 64), ..difficulty });
+    println!("1 sample a short prompt: {run:?}");
+    assert!(run.preemptions > 1.0 && run.prefilled < 1.5, "{run:?}");
 }
 
 #[test]
@@ -438,6 +450,39 @@ fn rows_are_taken_while_samples_wait_for_rows() {
         assert!(run.rows >= 0.97, "{run:?}");
         assert!(run.prefills * 10 < run.decodes && run.preemptions == 0.0 && run.prefilled == 1.0, "{run:?}");
     }
+}
+
+/// Where a running sample needs a page, the prefix that is needed last is dropped first.
+#[test]
+fn prefixes_are_dropped_from_the_end_of_the_line() {
+    let limits = Limits { page: 8, pages: 38, host_pages: 0, batch: 32, chunk: 64 };
+    let mut scheduler = Scheduler::new(limits).unwrap();
+    // Four that take a second page each at their fourth token, 28 that fill one, then three prompts of a page.
+    for (prompt, tokens, samples, max_tokens) in [(0, 6, 4, 20), (1, 1, 28, 8), (2, 9, 1, 9), (3, 9, 1, 9), (4, 9, 1, 9)] {
+        scheduler.push(Request { prompt, tokens: vec![1; tokens], samples: (0..samples).collect(), max_tokens }).unwrap();
+    }
+    // Runs a step, then ends so many of the 28: whose prompts it computed, or whose samples.
+    let mut step = |ends: usize| match scheduler.step().unwrap().work {
+        Work::Prefill(chunks) => ("prefill", chunks.iter().map(|chunk| chunk.prompt).collect()),
+        Work::Decode(rows) => {
+            rows.iter().for_each(|row| assert_eq!(scheduler.drawn(row.sample, row.index, 1), Drawn::New));
+            let mut prompts: Vec<u64> = rows.iter().map(|row| scheduler.names(row.sample).0).collect();
+            let short = rows.iter().map(|row| row.sample).filter(|sample| scheduler.names(*sample).0 == 1);
+            let ended: Vec<SampleId> = short.take(ends).collect();
+            ended.into_iter().for_each(|sample| drop(scheduler.end(sample)));
+            prompts.dedup();
+            ("decode", prompts)
+        }
+    };
+    assert_eq!(step(0), ("prefill", vec![0]));
+    assert_eq!(step(1), ("decode", vec![0, 1]));
+    assert_eq!(step(0), ("prefill", vec![2, 3, 4]));
+    assert_eq!(step(0), ("decode", vec![0, 1, 2]));
+    assert_eq!(step(0), ("decode", vec![0, 1, 2]));
+    // Four pages are taken, three were free.
+    assert_eq!(step(3), ("decode", vec![0, 1, 2]));
+    assert_eq!(step(1), ("decode", vec![0, 1, 2, 3]));
+    assert_eq!(step(0), ("prefill", vec![4]));
 }
 
 #[test]
