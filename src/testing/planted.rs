@@ -26,7 +26,7 @@ const fn planted(kernel: &'static str, finding: &'static str, blocks: u32, count
 /// Bugs that are found whatever the order.
 pub const PLANTED: [Planted; 16] = [
     planted("planted_race", "race: no barrier orders", 1, 128),
-    planted("planted_early_sum", "race: no barrier orders this Read after the Addition", 1, 128),
+    planted("planted_early_sum", "race: no barrier orders", 1, 128),
     planted("planted_block_race", "race: nothing orders", 2, 256),
     planted("planted_out_of_bounds", "out of bounds: ", 1, 100),
     planted("planted_unwritten_read", "unwritten read: ", 1, 128),
