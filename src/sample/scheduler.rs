@@ -139,8 +139,10 @@ impl Scheduler {
             return Some(Step { moves: Vec::new(), work: Work::Prefill(chunks) });
         }
         let mut moves = Vec::new();
-        self.grow(&mut moves);
-        self.admit(&mut moves);
+        // Who has just been preempted cannot be brought back yet: what it drew in the last step may not be known.
+        if self.grow(&mut moves) {
+            self.admit(&mut moves);
+        }
         let rows = self.rows();
         (!rows.is_empty()).then_some(Step { moves, work: Work::Decode(rows) })
     }
@@ -263,8 +265,9 @@ impl Scheduler {
         Chunk { prompt: request.prompt, tokens: request.tokens[start..start + tokens].to_vec(), start, pages: pages.clone() }
     }
 
-    /// Gives each running sample the page that its next token needs, the oldest first; where none is free, the youngest leaves.
-    fn grow(&mut self, moves: &mut Vec<Move>) {
+    /// Gives each running sample the page that its next token needs, the oldest first; where none is free, the youngest leaves. Returns whether all stayed.
+    fn grow(&mut self, moves: &mut Vec<Move>) -> bool {
+        let before = self.stats.preemptions;
         let mut turn = 0;
         while let Some(id) = self.running.get(turn) {
             let sample = self.samples.get_mut(id).expect("a running sample has not ended");
@@ -278,6 +281,7 @@ impl Scheduler {
                 self.preempt(moves);
             }
         }
+        self.stats.preemptions == before
     }
 
     /// Takes row and pages from the youngest that runs. The pages move to host memory, where those of still younger samples make way for them.
