@@ -1,5 +1,5 @@
-// The splits of last tokens put together: weights and sums of each split count from its own highest score, here they come to count from the sequence's.
-// A thread eight columns of a query head, which adds the splits in order. Sequences of one split are done already.
+// The splits of last tokens put together: weights and sums of each split count from its own highest score, here they come to count from the
+// sequence's. A thread eight columns of a query head, which adds the splits in order. Sequences of one split are done already.
 // S sequences, Q query heads, H head dimension.
 #include "attention/softmax.cuh"
 #include "params/paged_attention.h"

@@ -1,5 +1,5 @@
-// Attention of last tokens over pages: how a block walks the splits that it is given. The query heads that share a key/value head are the rows of a tensor
-// core's tile: each key and value is read once, whatever the group.
+// Attention of last tokens over pages: how a block walks the splits that it is given. The query heads that share a key/value head are the rows of a
+// tensor core's tile: each key and value is read once, whatever the group.
 // S sequences, Q query heads, K key/value heads, W pages of a table, H head dimension.
 #pragma once
 #include "attention/softmax.cuh"
@@ -34,8 +34,8 @@ __device__ __forceinline__ Work work_of(const PagedAttentionParams &p, uint32_t 
     return {sequence, split, kv_head, kv_head * group + first, heads, behind < PAGED_SPLIT ? behind : PAGED_SPLIT, length <= PAGED_SPLIT};
 }
 
-// The copies of a warp, which run ahead of its products and across the border from one piece of work to the next. A warp copies 16 keys and values of each page, and
-// nobody else reads them: warps wait for themselves alone.
+// The copies of a warp, which run ahead of its products and across the border from one piece of work to the next. A warp copies 16 keys and values of
+// each page, and nobody else reads them: warps wait for themselves alone.
 template <int DIM, typename List> struct Copies {
     const PagedAttentionParams &p;
     List list;
@@ -55,12 +55,14 @@ template <int DIM, typename List> struct Copies {
         }
     }
 
-    // Starts the copies of the next tile, if there is one, and commits them. Rows behind the last token become zeros: a weight of 0 times what lies there could be NaN.
+    // Starts the copies of the next tile, if there is one, and commits them. Rows behind the last token become zeros: a weight of 0 times what lies
+    // there could be NaN.
     __device__ __forceinline__ void fetch(Tile<KEYS, DIM> k, Tile<KEYS, DIM> v) {
         if (more) {
             const uint32_t first = threadIdx.x / WARP * KEYS, hidden = tile * PAGED_PAGE + first;
             const uint32_t rows = work.tokens > hidden ? work.tokens - hidden : 0;
-            const bf16 *k_gmem = p.cache + uint64_t(shuffle_from(page, int(tile))) * p.page_stride + (uint64_t(work.kv_head) * PAGED_PAGE + first) * DIM;
+            const bf16 *page_gmem = p.cache + uint64_t(shuffle_from(page, int(tile))) * p.page_stride;
+            const bf16 *k_gmem = page_gmem + (uint64_t(work.kv_head) * PAGED_PAGE + first) * DIM;
             const auto copy = [](bf16 *to_smem, const bf16 *chunk_gmem, bool valid) { copy_async(to_smem, chunk_gmem, valid); };
             for_each_chunk<WARP>(uint32_t(lane_index()), k, k_gmem, DIM, rows, copy);
             for_each_chunk<WARP>(uint32_t(lane_index()), v, k_gmem + uint64_t(p.kv_heads) * PAGED_PAGE * DIM, DIM, rows, copy);
@@ -87,7 +89,8 @@ template <int DIM> __device__ __forceinline__ void load_queries(uint32_t (&q_rme
 
 // Where a chunk of eight columns of a head's partial sums goes: to the result where the split is the only one, else to scratch, for paged_combine.
 template <int DIM>
-__device__ __forceinline__ void store_head(const PagedAttentionParams &p, const Work &work, uint32_t row, uint32_t chunk, float highest, float sum, f32x8 values) {
+__device__ __forceinline__ void store_head(const PagedAttentionParams &p, const Work &work, uint32_t row, uint32_t chunk, float highest, float sum,
+                                           f32x8 values) {
     const uint64_t head = uint64_t(work.sequence) * p.query_heads + work.head + row, place = head * p.splits + work.split;
     if (work.alone) {
         const float share = reciprocal_approximate(sum);
@@ -100,7 +103,8 @@ __device__ __forceinline__ void store_head(const PagedAttentionParams &p, const 
     }
 }
 
-// Walks the splits of `List` through a ring of STAGES tiles a warp. A warp has a running softmax over its quarter of every page; the four meet at the end of a split.
+// Walks the splits of `List` through a ring of STAGES tiles a warp. A warp has a running softmax over its quarter of every page; the four meet at the
+// end of a split.
 template <int DIM, int STAGES, typename List> __device__ __forceinline__ void paged_decode(const PagedAttentionParams &p) {
     using Rows = Tile<KEYS, DIM>;
     constexpr uint32_t CHUNKS = DIM / CHUNK;

@@ -1,6 +1,6 @@
 // Attention of last tokens over pages, version 2: packed heads, splits.
-// Idea: a block a (split, key/value head, sequence). The query heads that share a key/value head are rows of one tensor-core tile, so keys and values are read once, by
-// asynchronous copies that keep 64 KB and more a block on their way; long sequences have as many blocks as splits.
+// Idea: a block a (split, key/value head, sequence). The query heads that share a key/value head are rows of one tensor-core tile, so keys and values
+// are read once, by asynchronous copies that keep 64 KB and more a block on their way; long sequences have as many blocks as splits.
 // Gain over version 1: not yet measured on a GPU.
 #include "paged_attention/decode.cuh"
 

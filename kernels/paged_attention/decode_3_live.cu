@@ -1,13 +1,13 @@
 // Attention of last tokens over pages, version 3: only what lives; ships.
-// Idea: the grid has as many blocks as run at once, and each takes every so many-th entry of the list of all splits that hold tokens. Short sequences in a batch with a
-// long one cost no empty blocks, and copies run on from one split to the next.
+// Idea: the grid has as many blocks as run at once, and each takes every so many-th entry of the list of all splits that hold tokens. Short sequences
+// in a batch with a long one cost no empty blocks, and copies run on from one split to the next.
 // Gain over version 2: not yet measured on a GPU.
 #include "paged_attention/decode.cuh"
 
 namespace limo {
 
-// Entries blockIdx.x, + gridDim.x, … of the list: sequence by sequence, their live splits, for each the runs of heads. Nobody writes it down: a warp holds the lengths of
-// 32 sequences, adds up how many entries they have, and looks its own up. All lanes call it together.
+// Entries blockIdx.x, + gridDim.x, … of the list: sequence by sequence, their live splits, for each the runs of heads. Nobody writes it down: a warp
+// holds the lengths of 32 sequences, adds up how many entries they have, and looks its own up. All lanes call it together.
 class LiveSplits {
   public:
     explicit __device__ __forceinline__ LiveSplits(const PagedAttentionParams &p) : p_(p), entry_(blockIdx.x) { load(); }

@@ -61,13 +61,14 @@ const MANY: [[usize; 2]; 70] = {
     sequences
 };
 
-static CHUNKS: [Case; 13] = [
+static CHUNKS: [Case; 14] = [
     case("one token", [1, 1, 64], &[[1, 1]]),
     case("a prompt of one page", [2, 1, 128], &[[64, 64]]),
     case("a prompt of a page and one, groups of five", [5, 1, 64], &[[65, 65]]),
     case("a prompt of two tiles and one", [1, 1, 128], &[[257, 257]]),
     case("the last of many", [2, 1, 64], &[[513, 1]]),
     case("a chunk behind whole pages", [2, 2, 128], &[[192, 64]]),
+    case("chunks that begin one and two short of a page", [2, 1, 64], &[[127, 64], [80, 18]]),
     case("a chunk across pages, groups of seven", [7, 1, 64], &[[200, 70]]),
     case("packed, groups of six", [6, 1, 64], &[[130, 3], [1, 1], [64, 64], [70, 7]]),
     Case { spare: 9, ..case("packed, groups of eight", [16, 2, 64], &[[3, 3], [129, 129]]) },
