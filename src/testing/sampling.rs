@@ -101,7 +101,7 @@ pub const PLAIN_CASES: [Case; 19] = [
     Case { name: "Qwen2.5", rows: 2, logits: Logits::Peaked, narrowing: Narrowing { temperature: 0.9, ..NONE }, ..LARGE },
 ];
 
-pub const NARROWED_CASES: [Case; 24] = [
+pub const NARROWED_CASES: [Case; 26] = [
     Case { name: "top-k 1", narrowing: Narrowing { top_k: 1, ..NONE }, ..PLAIN },
     Case { name: "top-k 5", narrowing: Narrowing { top_k: 5, ..NONE }, ..PLAIN },
     Case { name: "top-k 5 of ties", logits: Logits::Whole(2.0), narrowing: Narrowing { top_k: 5, ..NONE }, ..PLAIN },
@@ -128,6 +128,8 @@ pub const NARROWED_CASES: [Case; 24] = [
     Case { name: "top-p next to 1", narrowing: Narrowing { top_p: 1.0 - 1e-7, ..NONE }, ..PLAIN },
     Case { name: "min-p", narrowing: Narrowing { min_p: 0.05, ..NONE }, ..PLAIN },
     Case { name: "min-p 1", logits: Logits::Whole(2.0), narrowing: Narrowing { min_p: 1.0, ..NONE }, ..PLAIN },
+    Case { name: "min-p, hot", narrowing: Narrowing { min_p: 0.2, temperature: 1.7, ..NONE }, ..PLAIN },
+    Case { name: "min-p beyond top-p", narrowing: Narrowing { top_p: 0.99, min_p: 0.2, temperature: 0.8, ..NONE }, ..PLAIN },
     Case { name: "all", narrowing: ALL, ..PLAIN },
     Case { name: "all, odd", rows: 5, width: 4099, vocabulary: 4097, narrowing: ALL, ..PLAIN },
     Case { name: "all, huge", logits: Logits::Normal(1e4), narrowing: ALL, ..PLAIN },
