@@ -230,9 +230,8 @@ impl Case {
             let max = x.iter().copied().fold(f32::NEG_INFINITY, f32::max);
             let above = |x: f32| f64::from(x) - f64::from(max);
             let exact = above(x[token]) - x.iter().map(|&x| above(x).exp()).sum::<f64>().ln();
-            if let Some(value) = told
-                && !((f64::from(value) - exact).abs() <= 1e-5 + 1e-7 * exact.abs())
-            {
+            let close = |value: f32| (f64::from(value) - exact).abs() <= 1e-5 + 1e-7 * exact.abs();
+            if let Some(value) = told.filter(|&value| !close(value)) {
                 return wrong(format!("log-probability {value} of token {token}, expected {exact}"));
             }
             drawn += 1;
@@ -296,10 +295,11 @@ impl Case {
         let sums = |weights: &[f64]| -> Vec<f64> { strands.iter().map(|s| s.iter().map(|&i| weights[i]).sum()).collect() };
         let chosen = near(&sums(&weights), &sums(&most), first);
         let tokens = |strand: usize| {
-            let of = |weights: &[f64]| -> Vec<f64> { strands[strand].iter().map(|&i| weights[i]).collect() };
-            near(&of(&weights), &of(&most), second).into_iter().map(move |at| at)
+            let tokens = &strands[strand];
+            let of = |weights: &[f64]| -> Vec<f64> { tokens.iter().map(|&i| weights[i]).collect() };
+            near(&of(&weights), &of(&most), second).into_iter().map(|at| tokens[at])
         };
-        chosen.into_iter().flat_map(|strand| tokens(strand).map(|at| strands[strand][at]).collect::<Vec<_>>()).collect()
+        chosen.into_iter().flat_map(tokens).collect()
     }
 }
 
