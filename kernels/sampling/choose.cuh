@@ -48,7 +48,7 @@ __device__ __forceinline__ uint64_t shuffle_from(uint64_t value, int lane) {
     return uint64_t(high) << 32 | low;
 }
 
-// The sum of what the threads before this one give, and that of all. After it a barrier comes before the next.
+// The sum of what the threads before this one give, and that of all. A barrier, such as that of thread_at, comes before the next running sum.
 struct Running {
     uint64_t before, total;
 };
@@ -83,9 +83,8 @@ __device__ __forceinline__ Chosen thread_at(uint64_t target, const Running &runn
         scratch.found_smem[1] = running.before;
     }
     block_barrier(); // without it threads would read what is not found yet
-    const Chosen chosen = {uint32_t(scratch.found_smem[0]), scratch.found_smem[1]};
-    block_barrier(); // without it the next use could overwrite what a warp has yet to read, here and of running_sum
-    return chosen;
+    // Nobody overwrites it before all have read it: the barrier of the next running sum lies between.
+    return {uint32_t(scratch.found_smem[0]), scratch.found_smem[1]};
 }
 
 // floor(word * total / 2^64) + 1: what a running sum reaches where it exceeds that share of the total.

@@ -101,7 +101,7 @@ pub const PLAIN_CASES: [Case; 19] = [
     Case { name: "Qwen2.5", rows: 2, logits: Logits::Peaked, narrowing: Narrowing { temperature: 0.9, ..NONE }, ..LARGE },
 ];
 
-pub const NARROWED_CASES: [Case; 24] = [
+pub const NARROWED_CASES: [Case; 26] = [
     Case { name: "top-k 1", narrowing: Narrowing { top_k: 1, ..NONE }, ..PLAIN },
     Case { name: "top-k 5", narrowing: Narrowing { top_k: 5, ..NONE }, ..PLAIN },
     Case { name: "top-k 5 of ties", logits: Logits::Whole(2.0), narrowing: Narrowing { top_k: 5, ..NONE }, ..PLAIN },
@@ -128,6 +128,8 @@ pub const NARROWED_CASES: [Case; 24] = [
     Case { name: "top-p next to 1", narrowing: Narrowing { top_p: 1.0 - 1e-7, ..NONE }, ..PLAIN },
     Case { name: "min-p", narrowing: Narrowing { min_p: 0.05, ..NONE }, ..PLAIN },
     Case { name: "min-p 1", logits: Logits::Whole(2.0), narrowing: Narrowing { min_p: 1.0, ..NONE }, ..PLAIN },
+    Case { name: "min-p, hot", narrowing: Narrowing { min_p: 0.2, temperature: 1.7, ..NONE }, ..PLAIN },
+    Case { name: "min-p beyond top-p", narrowing: Narrowing { top_p: 0.99, min_p: 0.2, temperature: 0.8, ..NONE }, ..PLAIN },
     Case { name: "all", narrowing: ALL, ..PLAIN },
     Case { name: "all, odd", rows: 5, width: 4099, vocabulary: 4097, narrowing: ALL, ..PLAIN },
     Case { name: "all, huge", logits: Logits::Normal(1e4), narrowing: ALL, ..PLAIN },
@@ -228,9 +230,8 @@ impl Case {
             let max = x.iter().copied().fold(f32::NEG_INFINITY, f32::max);
             let above = |x: f32| f64::from(x) - f64::from(max);
             let exact = above(x[token]) - x.iter().map(|&x| above(x).exp()).sum::<f64>().ln();
-            if let Some(value) = told
-                && !((f64::from(value) - exact).abs() <= 1e-5 + 1e-7 * exact.abs())
-            {
+            let close = |value: f32| (f64::from(value) - exact).abs() <= 1e-5 + 1e-7 * exact.abs();
+            if let Some(value) = told.filter(|&value| !close(value)) {
                 return wrong(format!("log-probability {value} of token {token}, expected {exact}"));
             }
             drawn += 1;
@@ -294,10 +295,11 @@ impl Case {
         let sums = |weights: &[f64]| -> Vec<f64> { strands.iter().map(|s| s.iter().map(|&i| weights[i]).sum()).collect() };
         let chosen = near(&sums(&weights), &sums(&most), first);
         let tokens = |strand: usize| {
-            let of = |weights: &[f64]| -> Vec<f64> { strands[strand].iter().map(|&i| weights[i]).collect() };
-            near(&of(&weights), &of(&most), second).into_iter().map(move |at| at)
+            let tokens = &strands[strand];
+            let of = |weights: &[f64]| -> Vec<f64> { tokens.iter().map(|&i| weights[i]).collect() };
+            near(&of(&weights), &of(&most), second).into_iter().map(|at| tokens[at])
         };
-        chosen.into_iter().flat_map(|strand| tokens(strand).map(|at| strands[strand][at]).collect::<Vec<_>>()).collect()
+        chosen.into_iter().flat_map(tokens).collect()
     }
 }
 

@@ -265,7 +265,7 @@ fn draw_token(y: &[f32], kept: Option<&Candidates>, sums: &[f32], inverse: f32, 
 fn choose(weights: impl Iterator<Item = u64>, word: u64) -> usize {
     let weights: Vec<u64> = weights.collect();
     let total: u64 = weights.iter().sum();
-    let mut target = (u128::from(word) * u128::from(total) >> 64) as u64 + 1;
+    let mut target = ((u128::from(word) * u128::from(total)) >> 64) as u64 + 1;
     running(&weights, &mut target).expect("the total is beyond any share of it")
 }
 
