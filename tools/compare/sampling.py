@@ -14,6 +14,7 @@ length; each way of it that is asked for runs once, then the best and ours take 
 import argparse
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -41,10 +42,13 @@ def ours(args, prompts, folder):
         process = subprocess.Popen([str(word) for word in command], env=os.environ | dict(RAYON_NUM_THREADS=str(args.threads)), stdout=log, stderr=log)
         _, status, usage = os.wait4(process.pid, 0)
         seconds = time.perf_counter() - began
-        assert status == 0, (folder / "ours.log").read_text()[-2000:]
+        log.seek(0)
+        said = log.read()
+    assert status == 0, said[-2000:]
+    within = float(re.search(r"tokens in ([0-9.]+) s,", said)[1])
     rows = [json.loads(line) for line in output.read_text().splitlines()]
     assert len(rows) == len(prompts) * args.samples, f"{len(rows)} answers"
-    return dict(seconds=seconds, processor=usage.ru_utime + usage.ru_stime, lengths=[row["tokens"] for row in rows])
+    return dict(seconds=seconds, within=within, processor=usage.ru_utime + usage.ru_stime, lengths=[row["tokens"] for row in rows])
 
 
 def prompt_lengths(args, folder):
@@ -83,7 +87,7 @@ def peer(job):
     torch.set_num_threads(job["threads"])
     torch.manual_seed(job["seed"])
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
-    model = AutoModelForCausalLM.from_pretrained(job["model"], dtype=dtype, attn_implementation="sdpa").to(device).eval()
+    model = AutoModelForCausalLM.from_pretrained(job["model"], dtype=dtype, attn_implementation="sdpa", **(dict(device_map=device) if device != "cpu" else {})).eval()
     # The folder's own generation_config gives the ids that end an answer, and nothing else.
     ends = model.generation_config.eos_token_id
     ends = ends if isinstance(ends, list) else [ends]
@@ -135,7 +139,9 @@ def continuous(job, model, prompts, settings):
     from transformers import ContinuousBatchingConfig
     from transformers.generation.continuous_batching.utils import WorkloadHints
 
-    config = ContinuousBatchingConfig(seed=job["seed"], **(TUNED if job["way"].endswith("tuned") else {}))
+    # Releases differ in what can be set.
+    tuned = {key: value for key, value in TUNED.items() if hasattr(ContinuousBatchingConfig, key)}
+    config = ContinuousBatchingConfig(seed=job["seed"], **(tuned if job["way"].endswith("tuned") else {}))
     count = len(prompts) * job["samples"]
     hints = WorkloadHints(max_prompt_length=max(map(len, prompts)), max_generated_length=job["max_tokens"], num_requests=count)
     lengths = []

@@ -26,8 +26,9 @@ END, PAD = 450, 448
 def write_tokenizer(folder, vocabulary):
     tokenizer = json.loads((TOKENIZER / "tokenizer.json").read_text())
     vocab = tokenizer["model"]["vocab"]
-    known = len(vocab) + len(tokenizer["added_tokens"])
-    vocab |= {f"<unused {id}>": id for id in range(known, vocabulary)}
+    # Special tokens keep their ids only if the vocabulary has them, once it goes on behind them.
+    vocab |= {token["content"]: token["id"] for token in tokenizer["added_tokens"]}
+    vocab |= {f"<unused {id}>": id for id in range(len(vocab), vocabulary)}
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
     shutil.copy(TOKENIZER / "tokenizer_config.json", folder)
 
