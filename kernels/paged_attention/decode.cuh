@@ -125,7 +125,7 @@ template <int DIM, int STAGES, typename List> __device__ __forceinline__ void pa
         copies.fetch(k, v);
         stage = stage + 1 == STAGES ? 0 : stage + 1;
     };
-#pragma unroll
+#pragma unroll 1 // a block starts sooner with less code to fetch
     for (int i = 0; i < STAGES; ++i) refill();
 
     List list(p);
