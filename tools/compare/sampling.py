@@ -212,6 +212,19 @@ def compare(args, folder):
                 ours=mine, theirs=their, ratio=mine / their)
 
 
+def ratios(files):
+    """Of runs that --only wrote, named SIZE-WAY in their files' names: each next to ours of the same size."""
+    runs = {}
+    for file in files:
+        run = json.loads(file.read_text())
+        size = file.stem.removesuffix(f"-{run['name']}")
+        runs.setdefault(size, []).append((run["name"], run["tokens"] / run.get("within", run["seconds"])))
+    for size, rates in runs.items():
+        mine = dict(rates).get("ours")
+        for name, rate in rates:
+            print(f"{size} {name}: {rate:.0f} tokens/s" + (f", ours is {mine / rate:.2f} x" if mine and name != "ours" else ""))
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, help="a model folder; default: one that is made, of random weights")
@@ -229,10 +242,13 @@ def main():
     parser.add_argument("--binary", type=Path, default=ROOT / "target/release/limo-engine")
     parser.add_argument("--flags", nargs="*", default=[], help="more flags of `limo-engine sample`")
     parser.add_argument("--json", type=Path, help="also write the figures here")
+    parser.add_argument("--summary", type=Path, nargs="+", metavar="JSON", help="print the figures of runs with --only, each next to ours, counted within the loaded process")
     parser.add_argument("--peer", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.peer:
         return peer(json.loads(args.peer.read_text()))
+    if args.summary:
+        return ratios(args.summary)
     args.ways = args.ways or (CPU if args.device == "cpu" else GPU)
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)

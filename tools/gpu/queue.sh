@@ -7,6 +7,7 @@
 #
 # LIMO      the binary                                          (.gpu/limo-engine)
 # STATE     what is done, and results that outlive one run      (target/gpu-queue)
+# MODELS    where models of random weights are made, 62 GiB            (/dev/shm/limo)
 # OUT       results are copied here at the end, if it is set
 # MINUTES   no step starts that could end later than this       (9)
 #
@@ -22,7 +23,7 @@ MINUTES=${MINUTES:-9}
 
 # step:seconds
 STEPS=(start:60 conformance:120 selftest:480 memcheck:480 racecheck:480 initcheck:480 synccheck:480
-    training:300 repeat:240 resume:240 ranks:300 nccl:120 large:530 bench:480 cust:60 peers:500)
+    training:300 repeat:240 resume:240 ranks:300 nccl:120 large:530 sampling:530 bench:480 cust:60 peers:500)
 
 start() {
     local libraries
@@ -140,6 +141,27 @@ part_large() {
         -s "data.train=[\"$STATE/long.jsonl\"]" -s data.max_tokens=16384 -s train.micro_tokens=16384 -s train.batch=4 -s train.max_steps=3 \
         -s 'samples.file=""' -s samples.n=0 -s output.dir="$STATE/large" "${keys[@]}" | tee "$RESULTS/large-$name.txt"
     grep -E "measured:|mfu|device memory:" "$RESULTS/large-$name.txt"
+}
+
+# Sampling from random weights of 7B (shaped as MATH500: many prompts, 32 samples each) and 32B (as AIME: few prompts, long answers), scaled to minutes, next to
+# continuous batching of transformers, tuned and as it comes, and to its generate. 32B has no room on the disk beside the rest: both models lie in memory.
+sampling() {
+    parts sampling "7b-ours 7b-continuous-tuned 7b-continuous 7b-generate-256 32b-ours 32b-continuous-tuned 32b-continuous"
+    python3 tools/compare/sampling.py --summary "$RESULTS"/sampling-{7b,32b}-*.json | tee "$RESULTS/sampling.txt"
+}
+part_sampling() {
+    local size=${1%%-*} shape=(--prompts 64 --mean 1500) job=(--samples 32 --max-tokens 8192)
+    if [[ $size == 32b ]]; then
+        shape=(--prompts 8 --mean 4000)
+        job=(--samples 8 --max-tokens 24576)
+    fi
+    local models=${MODELS:-/dev/shm/limo}
+    local model=$models/$size
+    if [[ ! -e $model/prompts.jsonl ]]; then
+        rm -rf "$models"
+        python3 tools/compare/sampling_model.py "$model" --config configs/models/qwen2.5-"$size".json --device cuda --dtype bfloat16 "${shape[@]}"
+    fi
+    python3 tools/compare/sampling.py --model "$model" --device cuda --binary "$LIMO" --only "${1#*-}" "${job[@]}" --json "$RESULTS/sampling-$1.json"
 }
 
 bench() { parts bench "ceilings $(tables | grep -v conformance)"; }
