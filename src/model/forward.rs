@@ -39,7 +39,7 @@ pub(super) enum AttentionMode<'a> {
     /// Their own sequences, which are whole and begin at these tokens: [S + 1].
     Train { cu_seqlens: &'a [i32] },
     /// What a cache holds of their sequences, which they join.
-    Paged(PagedStep<'a>),
+    Paged(Box<PagedStep<'a>>),
 }
 
 /// New tokens of sequences in a paged cache. All views are of the device.
@@ -135,7 +135,7 @@ impl Qwen2 {
         if !(1..=activations.capacity).contains(&t) {
             return Err(Error::internal(format!("a step of {t} tokens does not fit buffers for {}", activations.capacity)));
         }
-        self.run(ops, weights, activations, t, AttentionMode::Paged(step))
+        self.run(ops, weights, activations, t, AttentionMode::Paged(Box::new(step)))
     }
 
     /// The layer loop.

@@ -14,13 +14,16 @@ pub enum FinishReason {
     Repetition,
 }
 
+/// Whether new tokens, of which the last was just drawn, end with a token that completes a stop string.
+pub type Completes = dyn Fn(&[i32]) -> bool;
+
 /// What ends samples, besides their length. All of it is a function of a sample's tokens.
 #[derive(Clone, Copy)]
 pub struct StopRules<'a> {
     /// Tokens that end a sample.
     pub ids: &'a BTreeSet<i32>,
     /// Whether these new tokens, of which the last was just drawn, end with a token that completes a stop string.
-    pub text: Option<&'a dyn Fn(&[i32]) -> bool>,
+    pub text: Option<&'a Completes>,
     /// Ends samples that repeat themselves.
     pub repetition: bool,
 }

@@ -170,14 +170,20 @@ fn what_stores_less_stays_near() {
     let exact = run(Cpu, STEPS, &Mode::plain());
     let plain = run(CpuBf16, STEPS, &Mode::plain());
     println!("bf16 storage: {:.1e}", distance(&plain, &exact));
+    // Tiles change the order of the sums of the weights' gradients alone, by 1e-7. One rounding of a weight to bf16 that this turns spreads to all others.
+    let tiled = |keep| Mode { mlp_tiles: 3, keep, ..Mode::plain() };
+    for keep in [Keep::All, Keep::Attention] {
+        let distance = distance(&run(Cpu, STEPS, &tiled(keep)), &exact);
+        assert!(distance > 0.0 && distance <= 1e-4, "mlp_tiles = 3, {keep:?}, in f32: {distance:.1e} of the way");
+    }
     let policy = |change: fn(&mut Policy)| {
         let mut policy = Mode::plain().policy;
         change(&mut policy);
         Mode { policy, ..Mode::plain() }
     };
     let modes: [(&str, Mode, f64); 7] = [
-        ("mlp_tiles = 3", Mode { mlp_tiles: 3, ..Mode::plain() }, 1e-5),
-        ("mlp_tiles = 3, recompute = mlp", Mode { mlp_tiles: 3, keep: Keep::Attention, ..Mode::plain() }, 1e-5),
+        ("mlp_tiles = 3", tiled(Keep::All), 0.03),
+        ("mlp_tiles = 3, recompute = mlp", tiled(Keep::Attention), 0.03),
         ("state = bf16", policy(|p| p.state = StateDtype::Bf16), 0.05),
         ("state = int8", policy(|p| p.state = StateDtype::Int8), 0.1),
         ("master = stochastic", policy(|p| p.master = MasterWeights::Stochastic), 0.3),
