@@ -15,7 +15,7 @@ pub enum FinishReason {
 }
 
 /// Whether new tokens, of which the last was just drawn, end with a token that completes a stop string.
-pub type Completes = dyn Fn(&[i32]) -> bool;
+pub type Completes<'a> = dyn Fn(&[i32]) -> bool + 'a;
 
 /// What ends samples, besides their length. All of it is a function of a sample's tokens.
 #[derive(Clone, Copy)]
@@ -23,7 +23,7 @@ pub struct StopRules<'a> {
     /// Tokens that end a sample.
     pub ids: &'a BTreeSet<i32>,
     /// Whether these new tokens, of which the last was just drawn, end with a token that completes a stop string.
-    pub text: Option<&'a Completes>,
+    pub text: Option<&'a Completes<'a>>,
     /// Ends samples that repeat themselves.
     pub repetition: bool,
 }
