@@ -48,7 +48,8 @@ fn requests(count: u64, longest: usize, new: usize, vocabulary: usize) -> Vec<Re
     let mut request = |prompt: u64| {
         let length = edges.get(prompt as usize).copied().unwrap_or_else(|| 1 + random.below(longest)).min(longest);
         let tokens = (0..length).map(|_| random.below(vocabulary) as i32).collect();
-        let samples = (0..1 + random.below(5) as u32).map(|sample| (sample, prompt << 32 | u64::from(sample) + 1)).collect();
+        let samples =
+            (0..1 + random.below(5) as u32).map(|sample| (sample, (prompt << 32) | (u64::from(sample) + 1))).collect();
         Request { prompt, tokens, samples, max_tokens: 1 + random.below(new) }
     };
     (0..count).map(&mut request).collect()
