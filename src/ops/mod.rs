@@ -81,6 +81,10 @@ pub trait Ops: Send {
     fn is_done(&self, _mark: &Mark) -> Result<bool> {
         Ok(true)
     }
+    /// Seconds from a mark to a later one, both done; none where the device has no clock of its own.
+    fn seconds_between(&self, _start: &Mark, _end: &Mark) -> Result<Option<f64>> {
+        Ok(None)
+    }
     /// Copies bytes of any type between or within the device's memory and its host memory.
     fn copy(&self, x: View, out: ViewMut) -> Result<()>;
 

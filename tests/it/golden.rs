@@ -249,7 +249,8 @@ fn greedy_continuations() {
             log_probabilities: false,
             vocabulary: used,
         };
-        let answers = sampler.answer(&Cpu, &state.model, &state.weights, &settings, &prompts, 24, &|| Ok(())).unwrap();
+        let on = sample::LoadedModel { ops: &Cpu, model: &state.model, weights: &state.weights };
+        let answers = sampler.answer(on, &settings, &prompts, 24, &|| Ok(())).unwrap();
         for (row, answer) in rows.iter().zip(&answers) {
             assert_eq!(answer.tokens, ids(&row["tokens"]), "{} after {}", golden.name, row["prompt"]);
             assert_eq!(answer.reason, FinishReason::Length);

@@ -3,6 +3,7 @@
 use crate::command::{limo_engine, succeed};
 use crate::disk::{end, fake_disk, signal};
 use crate::sample_command::{Job, expected, model, row, sorted};
+use limo_engine::testing::random::Random;
 use std::fs;
 use std::path::Path;
 use std::process::Stdio;
@@ -162,6 +163,42 @@ fn a_job_killed_anywhere_goes_on_to_the_same_rows() {
         at += if at < 6 { 1 } else { 3 };
     }
     assert!(kills > 10, "only {kills} kills");
+}
+
+/// Killed with SIGKILL at 20 random points, each life going on where the one before ended, with a cache too small for its samples.
+#[test]
+fn a_job_killed_twenty_times_loses_nothing() {
+    const KILLS: u64 = 20;
+    let rows: String = (0..200).map(|i| row(i) + "\n").collect();
+    let more = ["-n", "3", "--kv-memory", "300KiB", "--chunk", "20"];
+    let whole = Job::new(&rows);
+    let output = succeed(whole.run(&["-n", "3"]));
+    assert!(output.contains("600 samples, 600 of them new") && output.contains(" 0 preemptions"), "{output}");
+    let total = fs::metadata(whole.out()).unwrap().len();
+
+    let job = Job::new(&rows);
+    let size = || fs::metadata(job.out()).map_or(0, |found| found.len());
+    let mut random = Random::new(20);
+    for kill in 0..KILLS {
+        // A point between what it has and its share of the whole, and then some moments.
+        let share = (total * 9 / 10 * (kill + 1) / KILLS).saturating_sub(size());
+        let at = size() + random.below(share.max(1) as usize) as u64;
+        let mut child = job.command(&more).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let began = Instant::now();
+        while size() <= at {
+            assert!(began.elapsed() < Duration::from_secs(60), "{at} of {total} bytes were not reached");
+            assert!(child.try_wait().unwrap().is_none(), "it ended before {at} of {total} bytes");
+            std::thread::sleep(Duration::from_micros(100));
+        }
+        std::thread::sleep(Duration::from_micros(random.below(20_000) as u64));
+        child.kill().unwrap();
+        assert_eq!(child.wait().unwrap().code(), None, "it had ended at {at} of {total} bytes");
+    }
+    let output = succeed(job.run(&more));
+    let preemptions = output.rsplit_once(" preemptions").and_then(|(before, _)| before.rsplit_once(' ')).unwrap().1;
+    println!("killed {KILLS} times; {preemptions} preemptions in the last life");
+    assert!(preemptions.parse::<u64>().unwrap() > 0, "{output}");
+    assert!(sorted(&job.out()) == sorted(&whole.out()));
 }
 
 #[test]

@@ -6,7 +6,7 @@ use limo_engine::model::{Qwen2, ResidentWeights, random_reader};
 use limo_engine::ops::cpu::{Cpu, CpuBf16};
 use limo_engine::ops::cuda::Cuda;
 use limo_engine::ops::{Narrowing, Ops};
-use limo_engine::sample::{Capacity, Engine, FinishReason, Finished, Request, Settings, Stats, StopRules};
+use limo_engine::sample::{Capacity, Engine, FinishReason, Finished, LoadedModel, Request, Settings, Stats, StopRules, Times};
 use limo_engine::tensor::Arenas;
 use limo_engine::testing::random::Random;
 use std::collections::{BTreeMap, BTreeSet};
@@ -78,13 +78,14 @@ fn sample(model: &Model, capacity: Capacity, requests: &[Request], narrowing: Na
         assert!(answers.insert((prompt, sample), (tokens, bits, reason)).is_none(), "a sample ended twice");
         Ok(())
     };
-    let mut watch = |stats: &Stats| {
+    let mut watch = |stats: &Stats, _: &Times| {
         last = Some(*stats);
         Ok(())
     };
     let Model { ops, qwen2, weights, .. } = model;
     let mut next = || Ok(waiting.next());
-    engine.run(ops.as_ref(), qwen2, weights, &settings, &mut next, &mut sink, &mut watch).unwrap();
+    let on = LoadedModel { ops: ops.as_ref(), model: qwen2, weights };
+    engine.run(on, &settings, &mut next, &mut sink, &mut watch).unwrap();
     (answers, last.unwrap())
 }
 

@@ -8,7 +8,7 @@ use limo_engine::model::{Qwen2, ResidentWeights, checkpoint_reader};
 use limo_engine::ops::cpu::{Cpu, CpuBf16};
 use limo_engine::ops::cuda::Cuda;
 use limo_engine::ops::{Narrowing, Ops};
-use limo_engine::sample::{Capacity, Engine, Finished, Scorer, Settings, StopRules};
+use limo_engine::sample::{Capacity, Engine, Finished, LoadedModel, Scorer, Settings, StopRules};
 use limo_engine::tensor::Arenas;
 use safetensors::SafeTensors;
 use std::path::Path;
@@ -96,7 +96,8 @@ impl Golden {
         // Long prompts are cut into chunks; there is room for a few of the longest.
         let capacity = Capacity { batch: 16, chunk: 384, pages: 80, host_pages: 8, positions: POSITIONS };
         let mut engine = Engine::new(ops, &self.config, capacity).unwrap();
-        engine.answer(ops, &model, &weights, &settings, &asked, self.answers[0].tokens.len(), &|| Ok(())).unwrap()
+        let on = LoadedModel { ops, model: &model, weights: &weights };
+        engine.answer(on, &settings, &asked, self.answers[0].tokens.len(), &|| Ok(())).unwrap()
     }
 
     /// Holds an answer to transformers' up to the first token that differs, where the two largest logits must lie closer together than `tolerance`: how far

@@ -4,6 +4,7 @@
     python tools/compare/sampling.py [--rounds 3] [--json FILE]                          64 prompts x 8 samples on a CPU, float32, a model of 42 M parameters
     python tools/compare/sampling.py --model DIR --input P.jsonl --device cuda           a model of your own, in bf16
     python tools/compare/sampling.py --only generate-512                                 one way of transformers, without us; --only ours, us alone
+    python tools/compare/sampling.py --model DIR --device cuda --decode 256 4096         our decode step of 256 rows of about 4,096 tokens, next to the time to read it
 
 Both sides answer the same rows with the same chat template, model, number of threads, temperature 1 and limit, every process for itself; token ids of the prompts are
 compared. A token counts up to and including the one that ends an answer: padding behind it does not. Our time is that of the whole process, start, loading and
@@ -46,9 +47,10 @@ def ours(args, prompts, folder):
         said = log.read()
     assert status == 0, said[-2000:]
     within = float(re.search(r"tokens in ([0-9.]+) s,", said)[1])
+    steps = re.search(r"^steps: (.*)", said, re.M)[1]
     rows = [json.loads(line) for line in output.read_text().splitlines()]
     assert len(rows) == len(prompts) * args.samples, f"{len(rows)} answers"
-    return dict(seconds=seconds, within=within, processor=usage.ru_utime + usage.ru_stime, lengths=[row["tokens"] for row in rows])
+    return dict(seconds=seconds, within=within, steps=steps, processor=usage.ru_utime + usage.ru_stime, lengths=[row["tokens"] for row in rows])
 
 
 def prompt_lengths(args, folder):
@@ -212,11 +214,38 @@ def compare(args, folder):
                 ours=mine, theirs=their, ratio=mine / their)
 
 
+def decode(args, folder):
+    """Our decode step of so many rows of about so many tokens, and what reading the weights and their keys and values takes at the speed of a copy."""
+    count, context = args.decode
+    args.input, args.samples, args.max_tokens = folder / "long.jsonl", 1, 128
+
+    def lengths(questions):
+        write_prompts(args.input, count, questions)
+        return [len(ids) for ids in encode(args, True)]
+
+    each = (sum(lengths(10)) - sum(lengths(5))) / (5 * count)
+    prompts = lengths(max(round((context - args.max_tokens / 2) / each), 1))
+    run = ours(args, prompts, folder)
+    config = json.loads((args.model / "config.json").read_text())
+    rows, step = (float(re.search(pattern, run["steps"])[1]) for pattern in (r"([0-9.]+) tokens each", r"of answers, ([0-9.]+) ms each"))
+    head = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    cached = rows * (statistics.mean(prompts) + statistics.mean(run["lengths"]) / 2) * config["num_hidden_layers"] * config["num_key_value_heads"] * head * 4
+    # The embedding is looked up, not read.
+    weights = sum(file.stat().st_size for file in args.model.glob("*.safetensors")) - config["vocab_size"] * config["hidden_size"] * 2
+    bound = 1e3 * (weights + cached) / args.bandwidth
+    print(f"{rows:.1f} rows of {statistics.mean(prompts):.0f} tokens and up to {args.max_tokens} new ones: {step:.2f} ms a step, "
+          f"{bound:.2f} ms to read {weights / 1e9:.1f} + {cached / 1e9:.1f} GB: {100 * bound / step:.0f} %\n{run['steps']}")
+    return dict(name="decode", rows=rows, context=statistics.mean(prompts), step_ms=step, bound_ms=bound, share=bound / step, steps=run["steps"])
+
+
 def ratios(files):
     """Of runs that --only wrote, named SIZE-WAY in their files' names: each next to ours of the same size."""
     runs = {}
     for file in files:
         run = json.loads(file.read_text())
+        if run["name"] == "decode":
+            print(f"{file.stem}: {run['rows']:.0f} rows of {run['context']:.0f} tokens, {run['step_ms']:.2f} ms a step, {100 * run['share']:.0f} % of the bound")
+            continue
         size = file.stem.removesuffix(f"-{run['name']}")
         runs.setdefault(size, []).append((run["name"], run["tokens"] / run.get("within", run["seconds"])))
     for size, rates in runs.items():
@@ -238,6 +267,8 @@ def main():
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--ways", nargs="*", help=f"of transformers; default: {' '.join(CPU)} on a CPU, {' '.join(GPU)} on a GPU; the number is that of rows in a batch")
     parser.add_argument("--only", help="one way, or `ours`, once")
+    parser.add_argument("--decode", type=int, nargs=2, metavar=("ROWS", "TOKENS"), help="time our decode steps, without transformers")
+    parser.add_argument("--bandwidth", type=float, default=4.3e12, help="bytes a second of a copy on this device; default: an H200's")
     parser.add_argument("--profile", action="store_true", help="of generate: the shares of operators in one more run of its last batch")
     parser.add_argument("--binary", type=Path, default=ROOT / "target/release/limo-engine")
     parser.add_argument("--flags", nargs="*", default=[], help="more flags of `limo-engine sample`")
@@ -258,7 +289,7 @@ def main():
             make(args.model, SMALL, args.mean, "cpu", "float32")
             write_prompts(args.model / "prompts.jsonl", 64)
         args.input = args.input or args.model / "prompts.jsonl"
-        results = compare(args, folder)
+        results = decode(args, folder) if args.decode else compare(args, folder)
     if args.json:
         args.json.write_text(json.dumps(results, indent=1) + "\n")
 

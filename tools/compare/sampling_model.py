@@ -33,11 +33,11 @@ def write_tokenizer(folder, vocabulary):
     shutil.copy(TOKENIZER / "tokenizer_config.json", folder)
 
 
-def write_prompts(path, count):
-    """Questions of 1 to 10 of configs/tiny's, put together."""
+def write_prompts(path, count, questions=None):
+    """Each of 1 to 10 questions of configs/tiny, or of as many as asked for."""
     draw = random.Random(7)
-    questions = [json.loads(line)["question"] for line in (TOKENIZER / "train.jsonl").read_text().splitlines()]
-    rows = (dict(id=str(i), prompt=" ".join(draw.choices(questions, k=draw.randint(1, 10)))) for i in range(count))
+    pool = [json.loads(line)["question"] for line in (TOKENIZER / "train.jsonl").read_text().splitlines()]
+    rows = (dict(id=str(i), prompt=" ".join(draw.choices(pool, k=questions or draw.randint(1, 10)))) for i in range(count))
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 

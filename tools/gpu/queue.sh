@@ -23,7 +23,7 @@ MINUTES=${MINUTES:-9}
 
 # step:seconds
 STEPS=(start:60 conformance:120 selftest:480 memcheck:480 racecheck:480 initcheck:480 synccheck:480
-    training:300 repeat:240 resume:240 ranks:300 nccl:120 large:530 sampling:530 bench:480 cust:60 peers:500)
+    training:300 repeat:240 resume:240 ranks:300 nccl:120 bytes:300 large:530 sampling:530 bench:480 cust:60 peers:500)
 
 start() {
     local libraries
@@ -122,6 +122,28 @@ nccl() {
     echo "one rank over NCCL exports the bytes of one without" | tee "$RESULTS/nccl.txt"
 }
 
+# Samples of a small model are the same bytes with every batch, chunk and cache, and where the job was killed and went on.
+bytes() {
+    train cuda --device cuda
+    rm -rf "$STATE/samples"
+    mkdir -p "$STATE/samples"
+    answer room
+    answer batch --batch-cap 3 --chunk 100
+    answer cache --batch-cap 64 --kv-memory 4MiB
+    KILL_AFTER=8 answer killed --batch-cap 5 || true
+    answer killed --batch-cap 64 --chunk 64
+    grep -o '[1-9][0-9]* preemptions' "$STATE/samples/cache.txt"
+    for name in batch cache killed; do
+        cmp <(sort "$STATE/samples/room.jsonl") <(sort "$STATE/samples/$name.jsonl")
+    done
+    wc -l "$STATE/samples/room.jsonl"
+    echo "the same samples with every batch, chunk and cache, and after a kill" | tee "$RESULTS/bytes.txt"
+}
+answer() {
+    timeout -s KILL "${KILL_AFTER:-250}" "$LIMO" sample --model "$STATE/runs/cuda/model" --input configs/tiny/heldout.jsonl --output "$STATE/samples/$1.jsonl" --device cuda -n 4 --max-tokens 300 --top-p 0.95 \
+        --repetition-penalty 1.1 --logprobs "${@:2}" | tee "$STATE/samples/$1.txt"
+}
+
 # Random weights of 7B, 14B and 32B, 16,384 tokens at a time: three steps, the driver's own count of the memory against the plan, and what transfers cost: the same with
 # nothing on the host, where that fits.
 large() { parts large "7b-device 7b-host 14b-host 32b-host"; }
@@ -144,16 +166,17 @@ part_large() {
 }
 
 # Sampling from random weights of 7B (shaped as MATH500: many prompts, 32 samples each) and 32B (as AIME: few prompts, long answers), scaled to minutes, next to
-# continuous batching of transformers, tuned and as it comes, and to its generate. 32B has no room on the disk beside the rest: both models lie in memory.
+# continuous batching of transformers, tuned and as it comes, and to its generate; before that, decode steps next to the time that reading takes. 32B has no room on the disk beside the rest: both models lie in memory.
 sampling() {
-    parts sampling "7b-ours 7b-continuous-tuned 7b-continuous 7b-generate-256 32b-ours 32b-continuous-tuned 32b-continuous"
+    parts sampling "7b-decode-1k 7b-decode-4k 7b-ours 7b-continuous-tuned 7b-continuous 7b-generate-256 32b-decode-1k 32b-decode-4k 32b-ours 32b-continuous-tuned 32b-continuous"
     python3 tools/compare/sampling.py --summary "$RESULTS"/sampling-{7b,32b}-*.json | tee "$RESULTS/sampling.txt"
 }
 part_sampling() {
-    local size=${1%%-*} shape=(--prompts 64 --mean 1500) job=(--samples 32 --max-tokens 8192)
+    local size=${1%%-*} shape=(--prompts 64 --mean 1500) job=(--samples 32 --max-tokens 8192) rows=256
     if [[ $size == 32b ]]; then
         shape=(--prompts 8 --mean 4000)
         job=(--samples 8 --max-tokens 24576)
+        rows=64
     fi
     local models=${MODELS:-/dev/shm/limo}
     local model=$models/$size
@@ -161,7 +184,12 @@ part_sampling() {
         rm -rf "$models"
         python3 tools/compare/sampling_model.py "$model" --config configs/models/qwen2.5-"$size".json --device cuda --dtype bfloat16 "${shape[@]}"
     fi
-    python3 tools/compare/sampling.py --model "$model" --device cuda --binary "$LIMO" --only "${1#*-}" "${job[@]}" --json "$RESULTS/sampling-$1.json"
+    case $1 in
+    *-decode-1k) job=(--decode "$rows" 1024) ;;
+    *-decode-4k) job=(--decode "$rows" 4096) ;;
+    *) job+=(--only "${1#*-}") ;;
+    esac
+    python3 tools/compare/sampling.py --model "$model" --device cuda --binary "$LIMO" "${job[@]}" --json "$RESULTS/sampling-$1.json"
 }
 
 bench() { parts bench "ceilings $(tables | grep -v conformance)"; }

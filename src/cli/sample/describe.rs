@@ -7,7 +7,7 @@ use crate::cli::terminal::visible;
 use crate::config::read_json;
 use crate::error::Result;
 use crate::ops::PAGE;
-use crate::sample::{Capacity, Counts, Stats};
+use crate::sample::{Capacity, Counts, Stats, StepTimes, Times};
 use crate::tensor::{Ledgers, format_bytes};
 use serde_json::Value;
 use std::path::Path;
@@ -75,6 +75,29 @@ fn generation_config(folder: &Path, sampling: &SamplingArgs) -> Result<Option<St
     };
     let others: Vec<String> = ours.iter().filter_map(other).collect();
     Ok((!others.is_empty()).then(|| others.join(", ")))
+}
+
+/// Where the time went.
+pub fn times(times: &Times, stats: &Stats) -> String {
+    let Times { prefill, decode, replayed, idle } = *times;
+    let milliseconds = |of: StepTimes| 1e3 * of.seconds / (of.steps as f64).max(1.0);
+    let busy = prefill.seconds + decode.seconds;
+    let rows = stats.drawn as f64 / (decode.steps as f64).max(1.0);
+    let idle = idle.map(|idle| {
+        format!(
+            ", {replayed} of them replayed; device idle {:.1} % of the time",
+            100.0 * idle / (busy + idle).max(f64::MIN_POSITIVE)
+        )
+    });
+    format!(
+        "steps: {} of prompts, {:.2} ms each, {} tokens; {} of answers, {:.2} ms each, {rows:.1} tokens each{}",
+        prefill.steps,
+        milliseconds(prefill),
+        stats.prefilled,
+        decode.steps,
+        milliseconds(decode),
+        idle.unwrap_or_default()
+    )
 }
 
 /// What came of it.

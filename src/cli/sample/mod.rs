@@ -13,7 +13,8 @@ use crate::config::resolve_model;
 use crate::data::PromptReader;
 use crate::error::{Error, Kind, Result};
 use crate::sample::{
-    Asked, Capacity, Finished, JobRecord, Output, Request, Requests, Sampler, Settings, Stats, StopRules, StopTexts,
+    Asked, Capacity, Finished, JobRecord, LoadedModel, Output, Request, Requests, Sampler, Settings, Stats, StopRules,
+    StopTexts, Times,
 };
 use crate::tensor::format_bytes;
 pub use args::SampleArgs;
@@ -66,13 +67,13 @@ pub fn run(mut args: SampleArgs) -> Result<()> {
         output.begin(&record)?;
     }
     let samples = args.sampling.samples as usize;
-    let mut job = Job { requests, output, progress, signals, rows, samples, stats: Stats::default() };
+    let mut job = Job { requests, output, progress, signals, rows, samples, stats: Stats::default(), times: Times::default() };
     let end = match first {
         Some(first) => job.run(first, &model, capacity, &args.sampling, &stop_texts),
         None => Ok(()),
     };
     job.progress.finish();
-    let Job { requests, output, progress, stats, .. } = job;
+    let Job { requests, output, progress, stats, times, .. } = job;
     match end {
         Err(error) if error.kind == Kind::Stopped => Err(Error::stopped(format!(
             "{} after {} samples, which are in {}: the same command goes on",
@@ -85,6 +86,9 @@ pub fn run(mut args: SampleArgs) -> Result<()> {
             output.sync()?;
             if let Some((_, peak)) = resident() {
                 progress.line(&format!("peak: {} of this process in memory ({peak} bytes)", format_bytes(peak)))?;
+            }
+            if stats.drawn > 0 {
+                progress.line(&describe::times(&times, &stats))?;
             }
             progress.line(&describe::summary(&requests.counts, &stats, &part.output, progress.seconds()))
         }
@@ -103,6 +107,7 @@ struct Job<'a> {
     samples: usize,
     /// The last that the engine told.
     stats: Stats,
+    times: Times,
 }
 
 impl Job<'_> {
@@ -133,8 +138,9 @@ impl Job<'_> {
             None => job.borrow_mut().next(),
         };
         let mut sink = |finished| job.borrow_mut().append(finished);
-        let mut watch = |stats: &Stats| job.borrow_mut().watch(stats);
-        engine.run(ops, &qwen2, &weights, &settings, &mut next, &mut sink, &mut watch)
+        let mut watch = |stats: &Stats, times: &Times| job.borrow_mut().watch(stats, times);
+        let on = LoadedModel { ops, model: &qwen2, weights: &weights };
+        engine.run(on, &settings, &mut next, &mut sink, &mut watch)
     }
 
     fn next(&mut self) -> Result<Option<Request>> {
@@ -147,8 +153,8 @@ impl Job<'_> {
         self.output.append(&row)
     }
 
-    fn watch(&mut self, stats: &Stats) -> Result<()> {
-        self.stats = *stats;
+    fn watch(&mut self, stats: &Stats, times: &Times) -> Result<()> {
+        (self.stats, self.times) = (*stats, *times);
         let counts = self.requests.counts;
         let total = self.rows.map(|rows| (rows - counts.broken) * self.samples);
         self.progress.show(stats, &counts, total)?;

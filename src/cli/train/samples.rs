@@ -7,7 +7,7 @@ use crate::data::{Chat, Message, Prompt, read_prompts};
 use crate::error::Result;
 use crate::grading::boxed_answer;
 use crate::ops::{Narrowing, Ops, PAGE};
-use crate::sample::{self, Capacity, FinishReason, Settings, StopRules};
+use crate::sample::{self, Capacity, FinishReason, LoadedModel, Settings, StopRules};
 use crate::tensor::Ledgers;
 use crate::train::Engine;
 use serde_json::Value;
@@ -89,8 +89,9 @@ impl<'a> Sampler<'a> {
             log_probabilities: false,
             vocabulary: self.chat.vocabulary(),
         };
-        let (ops, prompts, most) = (engine.ops.as_ref(), &self.samples.tokens, self.samples.max_tokens);
-        let answers = self.engine.answer(ops, &state.model, &state.weights, &settings, prompts, most, self.stop)?;
+        let on = LoadedModel { ops: engine.ops.as_ref(), model: &state.model, weights: &state.weights };
+        let (prompts, most) = (&self.samples.tokens, self.samples.max_tokens);
+        let answers = self.engine.answer(on, &settings, prompts, most, self.stop)?;
         let Some(progress) = progress else { return Ok(()) };
         let texts: Vec<String> = answers.iter().map(|a| self.chat.decode(&a.tokens)).collect();
         for ((prompt, text), answer) in self.samples.prompts.iter().zip(&texts).zip(&answers).take(Self::SHOWN) {

@@ -174,6 +174,9 @@ impl Ops for Cuda {
     fn wait(&self, mark: &Mark) -> Result<()> {
         self.launcher().wait(event(mark)?)
     }
+    fn seconds_between(&self, start: &Mark, end: &Mark) -> Result<Option<f64>> {
+        Ok(Some(event(end)?.milliseconds_since(event(start)?)? / 1e3))
+    }
     fn is_done(&self, mark: &Mark) -> Result<bool> {
         event(mark)?.is_done()
     }
