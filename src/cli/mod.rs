@@ -18,6 +18,7 @@ mod score;
 mod selftest;
 mod signals;
 mod terminal;
+pub mod tools;
 mod train;
 
 use crate::error::{Error, Kind, Result};
@@ -62,11 +63,13 @@ enum Inspect {
 pub fn main() -> ExitCode {
     memory::keep_few_arenas();
     let Cli { command } = Cli::parse();
-    // A panic is a bug of ours: it has printed where; here it becomes exit code 1.
-    let result = std::panic::catch_unwind(|| dispatch(command)).unwrap_or_else(|_| {
-        Err(Error::internal("this is a bug in limo-engine").help("please report it with the command and the lines above"))
-    });
-    match result {
+    finish(std::panic::catch_unwind(|| dispatch(command)))
+}
+
+/// What became of a program as its exit code; errors go to standard error. A panic is a bug of ours: it has printed where, and becomes exit code 1.
+fn finish(ended: std::thread::Result<Result<()>>) -> ExitCode {
+    let bug = || Error::internal("this is a bug in limo-engine").help("please report it with the command and the lines above");
+    match ended.unwrap_or_else(|_| Err(bug())) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // Standard error may be closed too.

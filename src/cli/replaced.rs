@@ -33,7 +33,8 @@ fn real(path: &Path) -> Option<PathBuf> {
     })
 }
 
-fn same(a: &Path, b: &Path) -> bool {
+/// Whether two paths are one file, by whatever name.
+pub(super) fn same(a: &Path, b: &Path) -> bool {
     let file = |path: &Path| std::fs::metadata(path).ok().map(|found| (found.dev(), found.ino()));
     file(a).is_some_and(|found| file(b) == Some(found)) || real(a).is_some_and(|found| real(b) == Some(found))
 }

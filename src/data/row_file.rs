@@ -9,15 +9,16 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 /// A row and the line it starts on; in parquet files its number from 1.
-pub(super) type Object = (usize, Map<String, Value>);
+pub type Object = (usize, Map<String, Value>);
 /// A line number and what is wrong there.
-pub(super) type Fault = (usize, String);
+pub type Fault = (usize, String);
 
 pub(super) const FILES: &str = "rows are JSON lines or one JSON list, uncompressed; docs/config.md has the formats";
 /// A longer row is a fault: a file without line ends would else be read whole.
 const MOST_BYTES: usize = 256 << 20;
 
-pub(super) struct RowFile {
+/// See the head of this file.
+pub struct RowFile {
     path: PathBuf,
     input: Box<dyn BufRead>,
     format: Format,

@@ -1,0 +1,230 @@
+//! What the tools share: rows of files or of standard input, rows to standard output, dropped rows with their reasons, broken rows told and counted.
+
+use crate::cli::replaced::same;
+use crate::cli::terminal::visible;
+use crate::data::RowFile;
+use crate::error::{Error, Result, write_error};
+use crate::io::write_atomic;
+use crate::report::{Bar, Report};
+use serde_json::{Map, Value};
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{BufWriter, ErrorKind, Write};
+use std::path::{Path, PathBuf};
+
+pub type Row = Map<String, Value>;
+
+/// Flags that every tool has.
+#[derive(clap::Args)]
+pub struct FrameArgs {
+    /// Rows: JSON lines or a JSON list; none or `-`: standard input
+    #[arg(value_name = "FILE")]
+    pub files: Vec<PathBuf>,
+    /// Also write the rows that are dropped, each with the reason as `dropped`
+    #[arg(long, value_name = "FILE")]
+    pub dropped: Option<PathBuf>,
+    /// Also write an HTML page with statistics and plots
+    #[arg(long, value_name = "FILE")]
+    pub report: Option<PathBuf>,
+    /// Exit with 0 though rows were broken; they are told and left out either way
+    #[arg(long)]
+    pub allow_errors: bool,
+}
+
+/// Where a row came from, for people.
+#[derive(Debug, Clone)]
+pub struct Place {
+    pub file: PathBuf,
+    pub line: usize,
+}
+
+/// The rows of some files, one after another.
+pub struct Source {
+    files: std::vec::IntoIter<PathBuf>,
+    open: Option<(PathBuf, RowFile)>,
+}
+
+impl Source {
+    /// No file: standard input.
+    pub fn new(files: &[PathBuf]) -> Source {
+        let stdin = |path: &PathBuf| if path == Path::new("-") { "/dev/stdin".into() } else { path.clone() };
+        let files: Vec<PathBuf> = if files.is_empty() { vec!["/dev/stdin".into()] } else { files.iter().map(stdin).collect() };
+        Source { files: files.into_iter(), open: None }
+    }
+
+    /// The next row, or what is wrong with it. Errors: data, if a file cannot be read.
+    #[allow(clippy::should_implement_trait)]
+    pub fn next(&mut self) -> Result<Option<(Place, Result<Row, String>)>> {
+        loop {
+            let Some((path, file)) = &mut self.open else {
+                let Some(path) = self.files.next() else { return Ok(None) };
+                self.open = Some((path.clone(), RowFile::open(&path)?));
+                continue;
+            };
+            let place = |line| Place { file: path.clone(), line };
+            match file.next()? {
+                Some(Ok((line, row))) => return Ok(Some((place(line), Ok(row)))),
+                Some(Err((line, what))) => return Ok(Some((place(line), Err(what)))),
+                None => self.open = None,
+            }
+        }
+    }
+}
+
+/// A tool at work.
+pub struct Frame {
+    source: Source,
+    out: BufWriter<std::io::Stdout>,
+    /// The reader of standard output went away: nothing more is written.
+    closed: bool,
+    dropped: Option<(PathBuf, BufWriter<File>)>,
+    report: Option<PathBuf>,
+    allow_errors: bool,
+    pub counts: Counts,
+}
+
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Counts {
+    pub read: usize,
+    pub written: usize,
+    /// Rows that could not be used.
+    pub broken: usize,
+    /// Dropped rows by reason.
+    pub dropped: BTreeMap<String, usize>,
+}
+
+impl Frame {
+    /// Errors: usage, if a file that is to be written is one that is read, or cannot be written.
+    pub fn open(args: &FrameArgs) -> Result<Frame> {
+        let outputs = [("--dropped", &args.dropped), ("--report", &args.report)];
+        for (flag, output) in outputs.iter().filter_map(|(flag, output)| Some((flag, output.as_ref()?))) {
+            if args.files.iter().any(|input| same(input, output)) {
+                return Err(Error::usage(format!("{flag} {} is an input too", output.display())).help("give it another name"));
+            }
+        }
+        let create = |path: &PathBuf| {
+            let file = File::create(path).map_err(|e| write_error(path, e))?;
+            Ok((path.clone(), BufWriter::new(file)))
+        };
+        Ok(Frame {
+            source: Source::new(&args.files),
+            out: BufWriter::with_capacity(1 << 16, std::io::stdout()),
+            closed: false,
+            dropped: args.dropped.as_ref().map(create).transpose()?,
+            report: args.report.clone(),
+            allow_errors: args.allow_errors,
+            counts: Counts::default(),
+        })
+    }
+
+    /// The next row that is JSON; broken ones are told. None after the last one, and once nobody reads what is written.
+    #[allow(clippy::should_implement_trait)]
+    pub fn next(&mut self) -> Result<Option<(Place, Row)>> {
+        while !self.closed {
+            let Some((place, row)) = self.source.next()? else { return Ok(None) };
+            self.counts.read += 1;
+            match row {
+                Ok(row) => return Ok(Some((place, row))),
+                Err(what) => self.broken(&place, &what),
+            }
+        }
+        Ok(None)
+    }
+
+    /// Tells that a row cannot be used, and counts it.
+    pub fn broken(&mut self, place: &Place, what: &str) {
+        self.counts.broken += 1;
+        self.tell(&format!("{}:{}: {what}; the row is left out", place.file.display(), place.line));
+    }
+
+    /// A line to standard error. That it is closed stops nothing.
+    pub fn tell(&self, line: &str) {
+        let _ = writeln!(std::io::stderr(), "{}", visible(line));
+    }
+
+    /// A row of the result.
+    pub fn write(&mut self, row: &Row) -> Result<()> {
+        self.counts.written += 1;
+        let written = serde_json::to_writer(&mut self.out, row).map_err(std::io::Error::from).and_then(|()| self.out.write_all(b"\n"));
+        self.check(written)
+    }
+
+    fn check(&mut self, written: std::io::Result<()>) -> Result<()> {
+        match written {
+            Err(error) if error.kind() == ErrorKind::BrokenPipe => self.closed = true,
+            written => written.map_err(|error| Error::usage(format!("standard output: {error}")))?,
+        }
+        Ok(())
+    }
+
+    /// A row that does not become part of the result: `reason`, and what else is to be known, are kept with it.
+    pub fn drop(&mut self, mut row: Row, reason: &str, more: Row) -> Result<()> {
+        *self.counts.dropped.entry(reason.to_string()).or_default() += 1;
+        let Some((path, file)) = &mut self.dropped else { return Ok(()) };
+        let mut why = Row::from_iter([("reason".to_string(), Value::from(reason))]);
+        why.extend(more);
+        row.insert("dropped".to_string(), Value::Object(why));
+        let written = serde_json::to_writer(&mut *file, &row).map_err(std::io::Error::from).and_then(|()| file.write_all(b"\n"));
+        written.map_err(|e| write_error(path, e))
+    }
+
+    /// Writes what is left to write, the report and the statistics.
+    ///
+    /// Errors: data, if rows were broken and that is not allowed, or if there were none at all.
+    pub fn finish(mut self, title: &str, fill: impl FnOnce(&mut Report)) -> Result<()> {
+        let flushed = self.out.flush();
+        self.check(flushed)?;
+        if let Some((path, mut file)) = self.dropped.take() {
+            file.flush().map_err(|e| write_error(&path, e))?;
+        }
+        let Counts { read, written, broken, dropped } = &self.counts;
+        let gone: usize = dropped.values().sum();
+        let summary = format!("{read} rows read, {written} written, {gone} dropped, {broken} broken");
+        if let Some(path) = &self.report {
+            let mut report = Report::new(title, &summary);
+            if gone > 0 {
+                let bars: Vec<Bar> = dropped.iter().map(|(reason, &count)| Bar::new(reason, count as f64)).collect();
+                report.heading("Dropped rows").bars("rows by reason", &bars);
+            }
+            fill(&mut report);
+            let html = report.html();
+            write_atomic(path, |out| out.write_all(html.as_bytes()).map_err(|e| write_error(path, e)))?;
+        }
+        dropped.iter().for_each(|(reason, count)| self.tell(&format!("dropped {count}: {reason}")));
+        self.tell(&summary);
+        match broken {
+            0 => Ok(()),
+            _ if self.allow_errors => Ok(()),
+            _ => Err(Error::data(format!("{broken} of {read} rows could not be used"))
+                .help("the reasons are above; --allow-errors makes this exit with 0")),
+        }
+    }
+}
+
+/// A field's value; null is as good as absent.
+pub fn present<'a>(row: &'a Row, name: &str) -> Option<&'a Value> {
+    row.get(name).filter(|value| !value.is_null())
+}
+
+/// A row's id as text: a string, or a number.
+pub fn id(row: &Row) -> Result<String, String> {
+    match present(row, "id") {
+        Some(Value::String(id)) => Ok(id.clone()),
+        Some(Value::Number(id)) => Ok(id.to_string()),
+        Some(_) => Err("field `id`: must be a string or a number".to_string()),
+        None => Err("field `id` is missing".to_string()),
+    }
+}
+
+/// The text of the first of these fields that is there.
+pub fn text<'a>(row: &'a Row, names: &[&str]) -> Result<&'a str, String> {
+    let Some((name, value)) = names.iter().find_map(|name| Some((name, present(row, name)?))) else {
+        return Err(format!("none of the fields {} is there", names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")));
+    };
+    value.as_str().ok_or_else(|| format!("field `{name}`: must be a string"))
+}
+
+/// Fields that hold a chain of reasoning, as `limo-engine sample` and others write it.
+pub const CHAINS: [&str; 5] = ["response", "completion", "solution", "output", "text"];
+/// Fields that hold a problem.
+pub const PROBLEMS: [&str; 3] = ["problem", "question", "prompt"];

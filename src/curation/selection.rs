@@ -1,0 +1,335 @@
+//! Which chains are trained on: a gate, the best chain of each problem, a ranking, and from its top as many as are wanted, balanced and without repetition. A pure
+//! function of the chains and the seed: their order does not matter.
+
+use super::words::{english_words, is_chinese};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+/// A chain that could be chosen.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Candidate {
+    /// The id of its problem.
+    pub id: String,
+    /// The text of its problem.
+    pub problem: String,
+    /// The text of the chain.
+    pub chain: String,
+    /// From 0, better is more.
+    pub score: f64,
+    /// Whether its answer is right; none if nobody graded it.
+    pub correct: Option<bool>,
+    /// How far the problem is from what the base model knows, better is more; none if nobody measured it.
+    pub novelty: Option<f64>,
+    /// Its value of each key of [`Options::balance`], in that order.
+    pub groups: Vec<String>,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Options {
+    /// How many problems are wanted.
+    pub top: usize,
+    /// Decides between equals.
+    pub seed: u64,
+    /// Whether chains that nobody graded may be chosen. Wrong ones never are.
+    pub ungraded: bool,
+    /// What novelty weighs beside the score: both count as shares of the ranking, the score with 1 less this.
+    pub novelty: f64,
+    /// Names of what is balanced, as subject, level and source.
+    pub balance: Vec<String>,
+    /// A problem is left out if it shares this much of its five-word runs (Jaccard) with a chosen one.
+    pub likeness: f64,
+}
+
+/// Why a chain was not chosen.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Reason {
+    Wrong,
+    NotGraded,
+    /// Another chain of its problem is better.
+    NotTheBest,
+    /// Its problem is like a chosen one: that one's id, and how like.
+    Like { id: String, likeness: f64 },
+    /// As many as are wanted were better, or as many of its group.
+    BelowTheTop,
+}
+
+/// What became of the candidates, by their numbers.
+#[derive(Debug, Default, Clone, PartialEq)]
+pub struct Selection {
+    /// Best first.
+    pub chosen: Vec<usize>,
+    pub dropped: Vec<(usize, Reason)>,
+    /// Of the chosen ones, those that balance alone would have left out: without them there were not enough.
+    pub beyond_balance: usize,
+}
+
+/// See the head of this file.
+pub fn select(candidates: &[Candidate], options: &Options) -> Selection {
+    let mut selection = Selection::default();
+    let gate = |candidate: &Candidate| match candidate.correct {
+        Some(false) => Some(Reason::Wrong),
+        None if !options.ungraded => Some(Reason::NotGraded),
+        _ => None,
+    };
+    let ties: Vec<blake3::Hash> = candidates.iter().map(|candidate| tie(candidate, options.seed)).collect();
+    let mut best: BTreeMap<&str, usize> = BTreeMap::new();
+    for (at, candidate) in candidates.iter().enumerate() {
+        if let Some(reason) = gate(candidate) {
+            selection.dropped.push((at, reason));
+            continue;
+        }
+        let better = |other: &usize| {
+            let by_score = known(candidate.score).total_cmp(&known(candidates[*other].score));
+            by_score.then(ties[at].as_bytes().cmp(ties[*other].as_bytes())).is_gt()
+        };
+        let kept = best.entry(candidate.id.as_str()).or_insert(at);
+        let loser = if *kept == at {
+            continue;
+        } else if better(kept) {
+            std::mem::replace(kept, at)
+        } else {
+            at
+        };
+        selection.dropped.push((loser, Reason::NotTheBest));
+    }
+    let ranking = ranking(candidates, best.into_values().collect(), &ties, options.novelty);
+    let (different, alike) = without_repetition(candidates, ranking, options.likeness);
+    selection.dropped.extend(alike);
+    let caps: Vec<HashMap<&str, usize>> = (0..options.balance.len()).map(|key| caps(candidates, &different, key, options.top)).collect();
+    let mut counts: Vec<HashMap<&str, usize>> = vec![HashMap::new(); caps.len()];
+    let mut left = Vec::new();
+    for &at in &different {
+        let groups = &candidates[at].groups;
+        let room = groups.iter().enumerate().all(|(key, group)| counts[key].get(group.as_str()).copied().unwrap_or(0) < caps[key][group.as_str()]);
+        if room && selection.chosen.len() < options.top {
+            groups.iter().enumerate().for_each(|(key, group)| *counts[key].entry(group).or_default() += 1);
+            selection.chosen.push(at);
+        } else {
+            left.push(at);
+        }
+    }
+    selection.beyond_balance = (options.top - selection.chosen.len()).min(left.len());
+    let place: HashMap<usize, usize> = different.iter().enumerate().map(|(place, &at)| (at, place)).collect();
+    selection.chosen.extend(left.drain(..selection.beyond_balance));
+    selection.chosen.sort_by_key(|at| place[at]);
+    selection.dropped.extend(left.into_iter().map(|at| (at, Reason::BelowTheTop)));
+    selection.dropped.sort_by_key(|(at, _)| *at);
+    selection
+}
+
+/// Decides between equals.
+fn tie(candidate: &Candidate, seed: u64) -> blake3::Hash {
+    let mut hash = blake3::Hasher::new();
+    hash.update(&seed.to_le_bytes());
+    for text in [&candidate.id, &candidate.chain] {
+        hash.update(&(text.len() as u64).to_le_bytes()).update(text.as_bytes());
+    }
+    hash.finalize()
+}
+
+/// What is no number is the worst.
+fn known(score: f64) -> f64 {
+    if score.is_nan() { f64::NEG_INFINITY } else { score }
+}
+
+/// Best first.
+fn ranking(candidates: &[Candidate], mut numbers: Vec<usize>, ties: &[blake3::Hash], novelty: f64) -> Vec<usize> {
+    let by_score = shares(&numbers, |at| known(candidates[at].score));
+    let by_novelty = shares(&numbers, |at| candidates[at].novelty.map_or(f64::NEG_INFINITY, known));
+    let value = |at: &usize| (1.0 - novelty) * by_score[at] + novelty * by_novelty[at];
+    let order = |a: &usize, b: &usize| value(b).total_cmp(&value(a)).then(ties[*b].as_bytes().cmp(ties[*a].as_bytes()));
+    numbers.sort_by(order);
+    numbers
+}
+
+/// The share of the others that each one is better than, equals counted half.
+fn shares(numbers: &[usize], of: impl Fn(usize) -> f64) -> HashMap<usize, f64> {
+    let mut order = numbers.to_vec();
+    order.sort_by(|&a, &b| of(a).total_cmp(&of(b)));
+    let mut shares = HashMap::new();
+    let mut before = 0;
+    for ties in order.chunk_by(|&a, &b| of(a) == of(b)) {
+        let share = (before as f64 + (ties.len() - 1) as f64 / 2.0) / (numbers.len() as f64 - 1.0).max(1.0);
+        shares.extend(ties.iter().map(|&at| (at, share)));
+        before += ties.len();
+    }
+    shares
+}
+
+/// The ranking without the problems that are like a better one, and those.
+fn without_repetition(candidates: &[Candidate], ranking: Vec<usize>, likeness: f64) -> (Vec<usize>, Vec<(usize, Reason)>) {
+    let mut holders: HashMap<u64, Vec<usize>> = HashMap::new();
+    let mut sizes: HashMap<usize, usize> = HashMap::new();
+    let (mut different, mut alike) = (Vec::new(), Vec::new());
+    for at in ranking {
+        let runs = runs(&candidates[at].problem);
+        let mut shared: BTreeMap<usize, usize> = BTreeMap::new();
+        for other in runs.iter().filter_map(|run| holders.get(run)).flatten() {
+            *shared.entry(*other).or_default() += 1;
+        }
+        let jaccard = |(other, shared): (&usize, &usize)| (*shared as f64 / (runs.len() + sizes[other] - shared) as f64, *other);
+        let nearest = shared.iter().map(jaccard).max_by(|a, b| a.0.total_cmp(&b.0));
+        match nearest {
+            Some((near, other)) if near >= likeness => {
+                alike.push((at, Reason::Like { id: candidates[other].id.clone(), likeness: near }));
+            }
+            _ => {
+                sizes.insert(at, runs.len());
+                runs.into_iter().for_each(|run| holders.entry(run).or_default().push(at));
+                different.push(at);
+            }
+        }
+    }
+    (different, alike)
+}
+
+/// Hashes of the runs of five words of a text, or of all its words if they are fewer; a Chinese character is a word, and so is a number.
+fn runs(text: &str) -> BTreeSet<u64> {
+    const RUN: usize = 5;
+    let mut spaced = String::with_capacity(text.len());
+    for c in text.chars() {
+        if is_chinese(c) || c.is_numeric() {
+            spaced.extend([' ', c, ' ']);
+        } else {
+            spaced.push(c);
+        }
+    }
+    let words: Vec<String> = spaced
+        .split_whitespace()
+        .flat_map(|part| match part.chars().next() {
+            Some(c) if is_chinese(c) || c.is_numeric() => vec![part.to_string()],
+            _ => english_words(part),
+        })
+        .collect();
+    let hash = |words: &[String]| {
+        let hash = blake3::hash(words.join(" ").as_bytes());
+        hash.as_bytes()[..8].iter().fold(0, |word, &byte| word << 8 | u64::from(byte))
+    };
+    if words.len() < RUN { BTreeSet::from([hash(&words)]) } else { words.windows(RUN).map(hash).collect() }
+}
+
+/// How many of each group may be chosen so that groups are as even as there are candidates for: all of the small ones, and of the others equally many, or one more
+/// where the ranking has it so.
+fn caps<'a>(candidates: &'a [Candidate], numbers: &[usize], key: usize, top: usize) -> HashMap<&'a str, usize> {
+    let mut sizes: HashMap<&str, usize> = HashMap::new();
+    numbers.iter().for_each(|&at| *sizes.entry(candidates[at].groups[key].as_str()).or_default() += 1);
+    let total = |cap: usize| sizes.values().map(|&size| size.min(cap)).sum::<usize>();
+    let cap = (0..=top).find(|&cap| total(cap) >= top.min(numbers.len())).unwrap_or(top);
+    sizes.into_iter().map(|(group, size)| (group, size.min(cap))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn candidate(id: usize, chain: &str, score: f64) -> Candidate {
+        let words = ["How", "many", "apples", "weigh"].map(|word| format!("{word}{}", "x".repeat(id)));
+        Candidate { id: format!("p{id}"), problem: words.join(" "), chain: chain.to_string(), score, correct: Some(true), ..Candidate::default() }
+    }
+
+    fn options(top: usize) -> Options {
+        Options { top, seed: 7, ungraded: false, novelty: 0.0, balance: Vec::new(), likeness: 0.5 }
+    }
+
+    fn ids(candidates: &[Candidate], selection: &Selection) -> Vec<String> {
+        selection.chosen.iter().map(|&at| format!("{}{}", candidates[at].id, candidates[at].chain)).collect()
+    }
+
+    #[test]
+    fn the_best_right_chain_of_each_problem() {
+        let mut candidates = vec![candidate(1, "a", 0.2), candidate(1, "b", 0.9), candidate(1, "c", 0.5), candidate(2, "d", 0.4), candidate(3, "e", f64::NAN), candidate(4, "f", 1.0)];
+        candidates[1].correct = Some(false);
+        candidates[5].correct = None;
+        let selection = select(&candidates, &options(10));
+        assert_eq!(ids(&candidates, &selection), ["p1c", "p2d", "p3e"]);
+        assert_eq!(selection.dropped, [(0, Reason::NotTheBest), (1, Reason::Wrong), (5, Reason::NotGraded)]);
+        let selection = select(&candidates, &Options { ungraded: true, ..options(2) });
+        assert_eq!(ids(&candidates, &selection), ["p4f", "p1c"]);
+        assert!(selection.dropped.contains(&(3, Reason::BelowTheTop)));
+        assert_eq!(select(&[], &options(3)), Selection::default());
+        assert!(select(&candidates, &options(0)).chosen.is_empty());
+    }
+
+    /// Every candidate is chosen or dropped, once, and their order decides nothing.
+    #[test]
+    fn order_does_not_matter() {
+        let mut state = 1u64;
+        let mut random = move |n: u64| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 33) % n
+        };
+        let make = |random: &mut dyn FnMut(u64) -> u64| {
+            let mut candidate = candidate(random(60) as usize, &format!("chain {}", random(8)), random(5) as f64);
+            candidate.correct = [Some(true), Some(true), Some(false), None][random(4) as usize];
+            candidate.groups = vec![format!("s{}", random(3)), format!("l{}", random(4))];
+            candidate.novelty = (random(3) > 0).then(|| random(6) as f64);
+            candidate
+        };
+        let mut candidates: Vec<Candidate> = (0..200).map(|_| make(&mut random)).collect();
+        candidates.sort_by(|a, b| (&a.id, &a.chain).cmp(&(&b.id, &b.chain)));
+        candidates.dedup_by(|a, b| (&a.id, &a.chain) == (&b.id, &b.chain));
+        let options = Options { balance: vec!["subject".into(), "level".into()], novelty: 0.3, ..options(20) };
+        let expected = select(&candidates, &options);
+        assert_eq!(expected.chosen.len() + expected.dropped.len(), candidates.len());
+        let names = ids(&candidates, &expected);
+        assert_eq!(names.len(), 20);
+        let mut differs = false;
+        for seed in 0..20 {
+            for i in (1..candidates.len()).rev() {
+                candidates.swap(i, random(i as u64 + 1) as usize);
+            }
+            assert_eq!(ids(&candidates, &select(&candidates, &options)), names);
+            differs |= ids(&candidates, &select(&candidates, &Options { seed, ..options.clone() })) != names;
+        }
+        assert!(differs, "the seed decides between equals");
+    }
+
+    #[test]
+    fn groups_are_even_where_they_can_be() {
+        let group = |id: usize| if id < 20 { "a" } else if id < 30 { "b" } else { "c" };
+        let make = |id: usize| Candidate { groups: vec![group(id).to_string()], ..candidate(id, "", 100.0 - id as f64) };
+        let candidates: Vec<Candidate> = (0..33).map(make).collect();
+        let balanced = Options { balance: vec!["subject".into()], ..options(14) };
+        let selection = select(&candidates, &balanced);
+        let count = |name: &str| selection.chosen.iter().filter(|&&at| candidates[at].groups[0] == name).count();
+        assert_eq!((count("a"), count("b"), count("c"), selection.beyond_balance), (6, 5, 3, 0));
+        assert!(selection.chosen.is_sorted(), "best first");
+        assert_eq!(select(&candidates, &options(14)).chosen, (0..14).collect::<Vec<_>>());
+        let all = select(&candidates, &Options { top: 100, ..balanced });
+        assert_eq!((all.chosen.len(), all.beyond_balance), (33, 0));
+    }
+
+    #[test]
+    fn keys_that_are_at_odds_leave_enough() {
+        // Subjects ask for half of each, and so do levels, but all of x is hard.
+        let make = |id: usize| Candidate {
+            groups: if id < 5 { vec!["x".into(), "hard".into()] } else { vec!["y".into(), if id < 6 { "easy" } else { "hard" }.into()] },
+            ..candidate(id, "", 10.0 - id as f64)
+        };
+        let candidates: Vec<Candidate> = (0..10).map(make).collect();
+        let selection = select(&candidates, &Options { balance: vec!["subject".into(), "level".into()], ..options(8) });
+        assert_eq!(selection.chosen.len(), 8);
+        assert!(selection.chosen.contains(&5), "the only easy one");
+    }
+
+    #[test]
+    fn problems_that_are_alike_come_once() {
+        let text = "A train leaves the station at noon and travels sixty miles an hour toward the sea for three hours";
+        let mut candidates = vec![candidate(1, "", 0.5), candidate(2, "", 0.9), candidate(3, "", 0.7)];
+        candidates[0].problem = text.to_string();
+        candidates[1].problem = text.replace("noon", "night");
+        candidates[2].problem = "小明有五个苹果，他给了小红两个，还剩几个苹果？".to_string();
+        let selection = select(&candidates, &options(3));
+        assert_eq!(selection.chosen, [1, 2]);
+        let Reason::Like { id, likeness } = &selection.dropped[0].1 else { panic!("{selection:?}") };
+        assert!(id == "p2" && (0.5..0.6).contains(likeness), "{likeness}");
+        assert_eq!(select(&candidates, &Options { likeness: 0.6, ..options(3) }).chosen.len(), 3);
+    }
+
+    #[test]
+    fn novelty_weighs_what_it_is_told() {
+        let make = |id: usize| Candidate { novelty: Some(id as f64), ..candidate(id, "", -(id as f64)) };
+        let candidates: Vec<Candidate> = (0..5).map(make).collect();
+        assert_eq!(select(&candidates, &Options { novelty: 0.4, ..options(2) }).chosen, [0, 1]);
+        assert_eq!(select(&candidates, &Options { novelty: 0.6, ..options(2) }).chosen, [4, 3]);
+    }
+}

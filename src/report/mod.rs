@@ -1,0 +1,7 @@
+//! Reports: one HTML file with tables and plots, which loads nothing from elsewhere and follows the reader's light or dark setting.
+
+mod page;
+mod plot;
+
+pub use page::Report;
+pub use plot::{Bar, bins};
