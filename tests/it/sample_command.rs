@@ -336,7 +336,7 @@ fn mistakes_in_usage_exit_with_2() {
 #[test]
 fn too_little_memory_is_told_before_anything_is_written() {
     let job = Job::usual();
-    job.refused(4, &["--kv-memory", "100TiB", "--batch-cap", "100000000"], &["needs", "available", "--batch-cap"]);
+    job.refused(4, &["--kv-memory", "100TiB", "--batch-cap", "60000", "-n", "1000000"], &["needs", "available", "--batch-cap"]);
     assert!(!job.out().exists());
 }
 
