@@ -29,7 +29,7 @@ use std::process::ExitCode;
 /// Fine-tune Qwen2-family models with all parameters on long reasoning chains.
 ///
 /// Exit codes: 0 done, 1 internal error, 2 usage or configuration, 3 data, 4 does not fit in memory, 5 loss not finite,
-/// 6 communication, 7 checkpoint, 75 stopped by a signal with a checkpoint saved.
+/// 6 communication, 7 checkpoint, 75 stopped by a signal with everything saved.
 #[derive(Parser)]
 #[command(name = "limo-engine", version, propagate_version = true)]
 struct Cli {
@@ -103,7 +103,7 @@ fn dispatch(command: Command) -> Result<()> {
 pub(crate) fn print_line(line: std::fmt::Arguments) -> Result<()> {
     match writeln!(std::io::stdout(), "{line}") {
         Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
-            Err(Error::new(Kind::Internal, format!("standard output: {error}")))
+            Err(Error::usage(format!("standard output: {error}")).help("make room, or send it elsewhere"))
         }
         _ => Ok(()),
     }

@@ -127,6 +127,11 @@ impl Chat {
         self.tokenizer.vocabulary()
     }
 
+    /// Bytes of the longest text that so many tokens can have.
+    pub fn most_bytes(&self, tokens: usize) -> usize {
+        self.tokenizer.longest().saturating_mul(tokens)
+    }
+
     /// Ids at which an answer ends.
     pub fn stop_ids(&self) -> &BTreeSet<i32> {
         &self.stop

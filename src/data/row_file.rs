@@ -59,6 +59,9 @@ impl RowFile {
             return Err(Error::data(format!("{name} is a folder"))
                 .help("name its files, as in data.train = [\"DIR/a.jsonl\", \"DIR/b.jsonl\"]"));
         }
+        if kind.is_char_device() && path == Path::new("/dev/stdin") {
+            return Err(Error::data("standard input is a terminal, or closed").help("pipe rows into it, or name a file"));
+        }
         if kind.is_char_device() || kind.is_block_device() {
             return Err(Error::data(format!("{name} is a device")).help(FILES));
         }

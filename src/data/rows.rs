@@ -282,6 +282,10 @@ fn id(row: &Map<String, Value>, fields: &FieldNames) -> Result<Option<Value>, St
     match present(row, name) {
         None if fields.id.is_some() => Err(format!("field `{name}` (data.fields.id) is missing")),
         None => Ok(None),
+        // As a binary fraction a number is another text, and large ones are other numbers.
+        Some(Value::Number(id)) if id.is_f64() => {
+            Err(format!("field `{name}`: {id} is no whole number of 64 bits: make it a string"))
+        }
         Some(id @ (Value::String(_) | Value::Number(_))) => Ok(Some(id.clone())),
         Some(other) => Err(format!("field `{name}`: must be a string or a number, not {}", kind(other))),
     }

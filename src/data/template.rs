@@ -17,8 +17,7 @@ const MOST_OUTPUT: usize = 1 << 20;
 
 const NAME: &str = "chat template";
 /// What to do about any of a template's faults.
-pub(super) const TEMPLATE_HELP: &str =
-    "model.chat_template names another template; `inspect data` shows what a template makes of the rows";
+pub(super) const TEMPLATE_HELP: &str = "chat_template.jinja in the model's folder is the template; when training, model.chat_template may name another, and `inspect data` shows what it makes of the rows";
 
 /// A compiled chat template.
 pub struct Template {
@@ -47,7 +46,7 @@ impl Template {
                 let path = folder.join("tokenizer_config.json");
                 let source = named_template(tokenizer_config).ok_or_else(|| {
                     Error::data(format!("{}: no chat template here, nor in {}", path.display(), beside.display()))
-                        .help("set model.chat_template to a template file")
+                        .help("put one into chat_template.jinja in the model's folder; when training, model.chat_template may name a file")
                 })?;
                 (path.display().to_string(), source.to_string())
             }

@@ -10,6 +10,7 @@ pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
     special: HashSet<i32>,
     vocabulary: usize,
+    longest: usize,
     path: PathBuf,
 }
 
@@ -27,7 +28,9 @@ impl Tokenizer {
         // Both would change rows without a word: a length limit cuts them, padding adds to them.
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|error| Error::data(format!("{}: {error}", path.display())))?;
-        let vocabulary = inner.get_vocab(true).into_values().max().map_or(0, |largest| largest as usize + 1);
+        let entries = inner.get_vocab(true);
+        let longest = entries.keys().map(String::len).max().unwrap_or_default();
+        let vocabulary = entries.into_values().max().map_or(0, |largest| largest as usize + 1);
         if vocabulary > vocab_size {
             return Err(Error::data(format!(
                 "{}: token id {} does not fit the model's vocabulary of {vocab_size}",
@@ -38,7 +41,7 @@ impl Tokenizer {
         }
         let added = inner.get_added_tokens_decoder();
         let special = added.iter().filter(|(_, token)| token.special).map(|(&id, _)| id as i32).collect();
-        Ok(Tokenizer { inner, special, vocabulary, path })
+        Ok(Tokenizer { inner, special, vocabulary, longest, path })
     }
 
     /// Token ids of `text`. Nothing is added; special tokens written in the text become their ids.
@@ -57,6 +60,11 @@ impl Tokenizer {
     /// One more than the largest id.
     pub fn vocabulary(&self) -> usize {
         self.vocabulary
+    }
+
+    /// Bytes of the longest token as the file spells it, which is at least as many as it stands for.
+    pub fn longest(&self) -> usize {
+        self.longest
     }
 
     pub fn id(&self, token: &str) -> Option<i32> {

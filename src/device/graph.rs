@@ -24,6 +24,10 @@ pub fn record(driver: &Driver, stream: Stream, body: &mut dyn FnMut() -> Result<
     let issued = body();
     // SAFETY: as above. It ends the capture whatever became of the body.
     let graph = unsafe { result::stream::end_capture(handle) };
+    if let (Err(_), Ok(graph)) = (&issued, &graph) {
+        // SAFETY: nobody else has it.
+        let _ = unsafe { result::graph::destroy(*graph) };
+    }
     issued?;
     let graph = graph.map_err(|e| failed("recording a graph", e))?;
     let flags = sys::CUgraphInstantiate_flags(0);

@@ -122,6 +122,12 @@ pub fn checkpoint_reader<'a>(checkpoint: &'a TensorFiles, layout: &Layout) -> Re
             .help("set tie_word_embeddings to false if the model has a head of its own"));
         }
     }
+    let layers = layout.blocks.iter().filter(|layout| matches!(layout.block, Block::Layer(_))).count();
+    let layer = |name: &&str| name.strip_prefix("model.layers.")?.split('.').next()?.parse::<usize>().ok();
+    if let Some(name) = checkpoint.names().find(|name| layer(name).is_some_and(|layer| layer >= layers)) {
+        return Err(Error::data(format!("config.json has {layers} layers (num_hidden_layers), but there is a tensor {name}"))
+            .help("config.json and the weights are of different models"));
+    }
     Ok(Box::new(|name, shape, range, out| {
         let (_, stored) = checkpoint.info(name)?;
         if stored != shape {

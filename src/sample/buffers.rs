@@ -72,6 +72,8 @@ pub(super) struct Buffers {
     pub logits: Tensor,
     /// [B, ⌈V/32⌉] i32
     pub seen: Tensor,
+    /// The same in host memory, of rows that begin in two steps in turn.
+    pub seen_staging: [Tensor; 2],
     /// u8, of attention
     pub scratch: Tensor,
 }
@@ -93,6 +95,8 @@ impl Buffers {
         let mut host = |name: &str, shape: &[usize], dtype| arenas.host.tensor(name, dtype, shape);
         let staging = [host("step.staging.0", &[numbers], DType::I32)?, host("step.staging.1", &[numbers], DType::I32)?];
         let results = [host("step.results.0", &[2 * batch], DType::I32)?, host("step.results.1", &[2 * batch], DType::I32)?];
+        let bits = [batch, vocab.div_ceil(32)];
+        let seen_staging = [host("step.seen.0", &bits, DType::I32)?, host("step.seen.1", &bits, DType::I32)?];
         let swapped = host("cache.swapped", &[host_pages, page[0], page[1], page[2]], storage)?;
         let mut device = |name: &str, shape: &[usize], dtype| arenas.device.tensor(name, dtype, shape);
         Ok(Buffers {
@@ -103,7 +107,8 @@ impl Buffers {
             drawn: device("step.drawn", &[batch], DType::I32)?,
             log_probabilities: device("step.log_probabilities", &[batch], DType::F32)?,
             logits: device("step.logits", &[batch, vocab], DType::F32)?,
-            seen: device("step.seen", &[batch, vocab.div_ceil(32)], DType::I32)?,
+            seen: device("step.seen", &bits, DType::I32)?,
+            seen_staging,
             scratch: device("step.scratch", &[scratch], DType::U8)?,
             cache: device("cache.pages", &[pages, page[0], page[1], page[2]], storage)?,
             staging,

@@ -3,7 +3,7 @@
 
 use super::buffers::{Buffers, Capacity};
 use super::runner::{Issued, LoadedModel, Runner, Settings, Times};
-use super::scheduler::{self, Drawn, Ended, SampleId, Scheduler, Stats, Work};
+use super::scheduler::{self, Drawn, Ended, SampleId, Scheduler, Stats};
 use super::stop::FinishReason;
 use crate::config::ModelConfig;
 use crate::error::{Error, Result};
@@ -110,17 +110,16 @@ impl Engine {
             }
             let step = scheduler.step();
             if step.is_none() && before.is_none() {
-                return Ok(());
+                let Stats { running, preempted, waiting, .. } = scheduler.stats();
+                return match running + preempted + waiting {
+                    0 => Ok(()),
+                    left => Err(Error::internal(format!("{left} samples are left, and the scheduler has no step for them"))),
+                };
             }
             let mut issued = None;
             if let Some(step) = step {
-                step.moves.iter().try_for_each(|&to| runner.shift(to))?;
-                issued = Some(match step.work {
-                    Work::Prefill(chunks) => runner.prefill(&chunks)?,
-                    Work::Decode(rows) => {
-                        runner.decode(rows, before.as_ref(), &scheduler, &|sample| samples.key(&scheduler, sample))?
-                    }
-                });
+                let key = |sample| samples.key(&scheduler, sample);
+                issued = Some(runner.issue(step, before.as_ref(), &scheduler, &key)?);
             }
             if !on.ops.overlaps() {
                 // Nothing runs beside the host, so it need not be ahead.
@@ -202,8 +201,9 @@ fn collect(
         if token < 0 {
             let (prompt, sample) = scheduler.names(row.sample);
             let index = row.index;
-            let what = format!("sample {sample} of prompt {prompt}: the logits after {index} new tokens are not finite");
-            return Err(Error::non_finite(what).help("`limo-engine inspect model --values` looks for NaN in the weights"));
+            let what =
+                format!("sample {sample} of prompt {prompt} (from 0): the logits after {index} new tokens are not finite");
+            return Err(Error::non_finite(what).help("the weights are damaged, or too large for this --dtype: `limo-engine inspect model DIR --values` describes them"));
         }
         if settings.log_probabilities {
             samples.values.entry(row.sample).or_default().push(f32::from_bits(value as u32));

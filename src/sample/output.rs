@@ -77,6 +77,10 @@ pub struct Output {
     length: u64,
     /// Bytes after the last whole row, which an interrupted write left.
     torn: u64,
+    /// It holds rows that do not stay.
+    replaces: bool,
+    /// The program that began it, where that is another one.
+    begun_by: Option<String>,
 }
 
 impl Output {
@@ -85,21 +89,27 @@ impl Output {
     /// Errors: usage, if it is no file, if another process writes to it, or if it holds rows and this job may not go on with them.
     pub fn open(path: &Path, record: &JobRecord, resume: bool, overwrite: bool) -> Result<(Output, Done)> {
         let name = path.display();
-        let mut output = Output { path: path.to_path_buf(), file: None, length: 0, torn: 0 };
-        let before = JobRecord::read(&JobRecord::path(path))?;
-        let found = match std::fs::metadata(path) {
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok((output, Done::default())),
-            found => found.map_err(|e| write_error(path, e))?,
-        };
-        if !found.is_file() {
-            return Err(
-                Error::usage(format!("--output {name} is not a file")).help("give the name of a file: the job goes on from it")
-            );
+        let mut output = Output { path: path.to_path_buf(), file: None, length: 0, torn: 0, replaces: false, begun_by: None };
+        match std::fs::metadata(path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                JobRecord::read(&JobRecord::path(path))?;
+                return Ok((output, Done::default()));
+            }
+            Err(error) => return Err(write_error(path, error)),
+            Ok(found) if !found.is_file() => {
+                return Err(Error::usage(format!("--output {name} is not a file"))
+                    .help("give the name of a file: the job goes on from it"));
+            }
+            Ok(_) => {}
         }
         let file = OpenOptions::new().read(true).append(true).open(path).map_err(|e| write_error(path, e))?;
+        // Only who holds the lock knows what the file and its record are.
         lock(&file, path)?;
+        let before = JobRecord::read(&JobRecord::path(path))?;
+        let length = file.metadata().map_err(|e| io_error(path, e))?.len();
         output.file = Some(file);
-        if overwrite || found.len() == 0 {
+        if overwrite || length == 0 {
+            output.replaces = length > 0;
             return Ok((output, Done::default()));
         }
         let start_over = "choose another --output, or pass --overwrite to start over";
@@ -114,8 +124,20 @@ impl Output {
         if let Some(difference) = record.difference(&before)? {
             return Err(Error::usage(format!("{name} is the output of another job: {difference}")).help(start_over));
         }
+        let program = before.get("program").and_then(Value::as_str);
+        output.begun_by = program.filter(|program| *program != record.program).map(str::to_string);
         let done = output.read()?;
         Ok((output, done))
+    }
+
+    /// The name and version of the program that began the output, where it is another one.
+    pub fn begun_by(&self) -> Option<&str> {
+        self.begun_by.as_deref()
+    }
+
+    /// Whether [`Output::begin`] takes rows away that are there.
+    pub fn replaces(&self) -> bool {
+        self.replaces
     }
 
     /// Bytes of a last row that was cut off, which [`Output::begin`] removes.
@@ -162,10 +184,20 @@ impl Output {
     pub fn begin(&mut self, record: &JobRecord) -> Result<()> {
         // A record must never describe rows of another job: these go first.
         match &self.file {
-            Some(file) => file.set_len(self.length).map_err(|e| write_error(&self.path, e))?,
+            Some(file) => {
+                file.set_len(self.length).map_err(|e| write_error(&self.path, e))?;
+                self.replaces = false;
+            }
             None => {
                 let new = OpenOptions::new().append(true).create_new(true).open(&self.path);
                 let file = match new {
+                    Err(error) if error.kind() == ErrorKind::AlreadyExists && self.path.is_symlink() => {
+                        return Err(Error::usage(format!(
+                            "--output {} is a link to a file that is not there",
+                            self.path.display()
+                        ))
+                        .help("remove the link, or make the file"));
+                    }
                     Err(error) if error.kind() == ErrorKind::AlreadyExists => return Err(in_use(&self.path)),
                     new => new.map_err(|e| write_error(&self.path, e))?,
                 };

@@ -72,8 +72,6 @@ pub struct Counts {
     pub usable: usize,
     /// Samples that the output held already.
     pub kept: usize,
-    /// Samples asked of the engine.
-    pub asked: usize,
     /// Samples that it finished, and their tokens.
     pub finished: usize,
     pub tokens: usize,
@@ -167,8 +165,13 @@ impl<'a> Requests<'a> {
         if messages.last().is_some_and(|message| message.content.trim().is_empty()) {
             return Err("the prompt is empty".into());
         }
-        let tokens = self.chat.encode_prompt(&messages).map_err(|error| error.message)?;
         let Capacity { positions: context, pages, .. } = self.capacity;
+        // Reading tokens off a text takes a hundred times its memory, so what can be told without is.
+        let bytes: usize = messages.iter().map(|message| message.content.len()).sum();
+        if bytes > self.chat.most_bytes(context) {
+            return Err(format!("a prompt of {bytes} bytes has more tokens than the model's context of {context}"));
+        }
+        let tokens = self.chat.encode_prompt(&messages).map_err(|error| error.message)?;
         let length = tokens.len();
         if length == 0 {
             return Err("the chat template makes no token of the prompt".into());
@@ -189,8 +192,11 @@ impl<'a> Requests<'a> {
             self.told_cut = true;
             report(&format!(
                 "the model's context of {context} tokens leaves the answer of id {id} {max_tokens} tokens, fewer than --max-tokens; \
-                 so it is for every prompt of more than {} tokens",
-                context.saturating_sub(self.asked.max_tokens)
+                 so it is for every {}",
+                match context.saturating_sub(self.asked.max_tokens) {
+                    0 => "prompt".to_string(),
+                    most => format!("prompt of more than {most} tokens"),
+                }
             ));
         }
         let prompt = prompt_hash(&tokens);
@@ -198,7 +204,6 @@ impl<'a> Requests<'a> {
             return Err(format!("the output has samples of id {id} for another prompt: give the row a new id"));
         };
         self.counts.kept += self.asked.samples as usize - missing.len();
-        self.counts.asked += missing.len();
         let key = |sample: u32| (sample, sample_key(self.asked.seed, &id, sample));
         let samples: Vec<(u32, u64)> = missing.into_iter().map(key).collect();
         if !samples.is_empty() {

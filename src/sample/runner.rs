@@ -2,7 +2,7 @@
 
 use super::buffers::{Buffers, padded, table_width};
 use super::inputs::{Writer, cut};
-use super::scheduler::{Chunk, Move, Row, SampleId, Scheduler};
+use super::scheduler::{Chunk, Move, Row, SampleId, Scheduler, Step, Work};
 use super::stop::StopRules;
 use crate::error::{Error, Result};
 use crate::model::{PagedStep, Qwen2, WeightSource};
@@ -105,13 +105,12 @@ pub(super) struct Runner<'a> {
     pub times: Times,
 }
 
-/// A bit for each of `vocab` tokens that a sample holds, prompt included.
-fn seen_bits(scheduler: &Scheduler, sample: SampleId, vocab: usize) -> Vec<u32> {
-    let mut bits = vec![0u32; vocab.div_ceil(32)];
+/// A bit for each token that a sample holds, prompt included.
+fn mark_seen(scheduler: &Scheduler, sample: SampleId, bits: &mut [i32]) {
+    bits.fill(0);
     for &token in scheduler.prompt(sample).iter().chain(scheduler.tokens(sample)) {
         bits[token as usize / 32] |= 1 << (token % 32);
     }
-    bits
 }
 
 impl<'a> Runner<'a> {
@@ -125,14 +124,33 @@ impl<'a> Runner<'a> {
         Ok(Moment(self.on.ops.mark()?, Instant::now()))
     }
 
-    /// The staging and results of the step to come; those of the step before last are free, since it was collected.
-    fn next_turn(&mut self) -> usize {
+    /// Issues a step. `before` is the step before, where it was not collected; `key` tells a sample's random numbers.
+    pub fn issue(
+        &mut self,
+        step: Step,
+        before: Option<&Issued>,
+        scheduler: &Scheduler,
+        key: &dyn Fn(SampleId) -> u64,
+    ) -> Result<Issued> {
+        let began = self.moment()?;
+        // What the step before last wrote its inputs to is free: it was collected.
         self.turn = 1 - self.turn;
-        self.turn
+        step.moves.iter().try_for_each(|&to| self.shift(to))?;
+        let (rows, replayed) = match step.work {
+            Work::Prefill(chunks) => {
+                self.prefill(&chunks)?;
+                (Vec::new(), false)
+            }
+            Work::Decode(rows) => {
+                let replayed = self.decode(&rows, before, scheduler, key)?;
+                (rows, replayed)
+            }
+        };
+        Ok(Issued { rows, turn: self.turn, began, done: self.moment()?, replayed })
     }
 
     /// Moves a page.
-    pub fn shift(&mut self, to: Move) -> Result<()> {
+    fn shift(&mut self, to: Move) -> Result<()> {
         let (ops, one) = (self.on.ops, |page: u32| page as usize..page as usize + 1);
         match to {
             Move::Out { page, host } => {
@@ -155,9 +173,8 @@ impl<'a> Runner<'a> {
     }
 
     /// Computes keys and values of pieces of prompts.
-    pub fn prefill(&mut self, chunks: &[Chunk]) -> Result<Issued> {
+    fn prefill(&mut self, chunks: &[Chunk]) -> Result<()> {
         let LoadedModel { ops, model, weights } = self.on;
-        let (turn, began) = (self.next_turn(), self.moment()?);
         let mut cu_seqlens = vec![0];
         chunks.iter().for_each(|c| cu_seqlens.push(cu_seqlens[cu_seqlens.len() - 1] + c.tokens.len() as i32));
         let sequences = chunks.len();
@@ -168,7 +185,8 @@ impl<'a> Runner<'a> {
         let pages = |c: &Chunk, position: usize| c.pages[position / PAGE] as usize * PAGE + position % PAGE;
         let rows = chunks.iter().flat_map(|c| (c.start..c.start + c.tokens.len()).map(move |p| pages(c, p) as i32));
 
-        let mut writer = Writer::new(self.buffers.staging[turn].view_mut());
+        let staging = &mut self.buffers.staging[self.turn];
+        let mut writer = Writer::new(staging.view_mut());
         let ids = writer.array(t, chunks.iter().flat_map(|c| c.tokens.iter().copied()), 0)?;
         let positions = writer.array(t, positions().map(|p| p as i32), 0)?;
         let rows = writer.array(t, rows, -1)?;
@@ -176,7 +194,7 @@ impl<'a> Runner<'a> {
         let lengths = writer.array(sequences, chunks.iter().map(|c| (c.start + c.tokens.len()) as i32), 0)?;
         let table = writer.table(sequences, width, chunks.iter().map(|c| c.pages.iter().copied()))?;
         let used = writer.used();
-        ops.copy(self.buffers.staging[turn].rows(used), self.buffers.inputs.rows_mut(used))?;
+        ops.copy(staging.rows(used), self.buffers.inputs.rows_mut(used))?;
         let inputs = self.buffers.inputs.view();
         let step = PagedStep {
             tokens: cut(inputs, ids, &[t]),
@@ -189,25 +207,24 @@ impl<'a> Runner<'a> {
             scratch: self.buffers.scratch.view_mut(),
             algorithm_rows: PREFILL_ROWS,
         };
-        model.forward_paged(ops, weights, &mut self.buffers.activations, step)?;
-        Ok(Issued { rows: Vec::new(), turn, began, done: self.moment()?, replayed: false })
+        model.forward_paged(ops, weights, &mut self.buffers.activations, step)
     }
 
-    /// Computes a token of each row and draws the next. `before` is the step before, where it was not collected; `key` tells a sample's random numbers.
-    pub fn decode(
+    /// Computes a token of each row and draws the next. Returns whether a recording did.
+    fn decode(
         &mut self,
-        rows: Vec<Row>,
+        rows: &[Row],
         before: Option<&Issued>,
         scheduler: &Scheduler,
         key: &dyn Fn(SampleId) -> u64,
-    ) -> Result<Issued> {
-        let LoadedModel { ops, model, .. } = self.on;
-        let (turn, began) = (self.next_turn(), self.moment()?);
+    ) -> Result<bool> {
+        let (LoadedModel { ops, model, .. }, turn) = (self.on, self.turn);
         let penalised = self.settings.narrowing.repetition_penalty != 1.0;
         for row in rows.iter().filter(|row| row.fresh && penalised) {
-            let bits = seen_bits(scheduler, row.sample, model.config.vocab_size);
-            let slot = row.slot as usize;
-            ops.upload(bytemuck::cast_slice(&bits), self.buffers.seen.view_mut().into_rows(slot..slot + 1))?;
+            let slot = row.slot as usize..row.slot as usize + 1;
+            let Buffers { seen, seen_staging, .. } = &mut *self.buffers;
+            mark_seen(scheduler, row.sample, seen_staging[turn].view_mut().into_rows(slot.clone()).i32());
+            ops.copy(seen_staging[turn].view().rows(slot.clone()), seen.view_mut().into_rows(slot))?;
         }
         let b = padded(ops, &model.config, rows.len());
         let width = table_width(ops, rows.iter().map(|row| row.position / PAGE + 1).max().unwrap_or(1));
@@ -219,9 +236,11 @@ impl<'a> Runner<'a> {
         };
         let sources = rows.iter().map(source).collect::<Result<Vec<_>>>()?;
         let cached = |row: &Row| {
-            let page = scheduler.pages(row.sample).nth(row.position / PAGE).unwrap_or_default();
-            (page as usize * PAGE + row.position % PAGE) as i32
+            let page = scheduler.pages(row.sample).nth(row.position / PAGE);
+            let page = page.ok_or_else(|| Error::internal("a token has no page"))?;
+            Ok((page as usize * PAGE + row.position % PAGE) as i32)
         };
+        let cached = rows.iter().map(cached).collect::<Result<Vec<_>>>()?;
         let draw = |row: &Row| {
             let key = key(row.sample);
             // What is known already is not drawn again: `seen` would take it for the first time.
@@ -232,7 +251,7 @@ impl<'a> Runner<'a> {
         let ids = writer.array(b, rows.iter().map(|row| row.token.unwrap_or(0)), 0)?;
         let sources = writer.array(b, sources, -1)?;
         let positions = writer.array(b, rows.iter().map(|row| row.position as i32), 0)?;
-        let cached = writer.array(b, rows.iter().map(cached), -1)?;
+        let cached = writer.array(b, cached, -1)?;
         let lengths = writer.array(b, rows.iter().map(|row| row.position as i32 + 1), 0)?;
         let draws = writer.array(4 * b, rows.iter().flat_map(draw), -1)?;
         let table = writer.table(b, width, rows.iter().map(|row| scheduler.pages(row.sample)))?;
@@ -245,7 +264,7 @@ impl<'a> Runner<'a> {
         if self.settings.log_probabilities {
             ops.copy(self.buffers.log_probabilities.rows(b), values.into_rows(0..b))?;
         }
-        Ok(Issued { rows, turn, began, done: self.moment()?, replayed })
+        Ok(replayed)
     }
 
     /// Issues a decode step. Returns whether it was a recording.
@@ -257,7 +276,9 @@ impl<'a> Runner<'a> {
             return Ok(true);
         }
         // The first time, libraries choose their algorithms, and kernels are loaded.
-        let record = self.recordings.contains_key(&shape) && self.recordings.len() <= MOST_RECORDINGS && weights.stays();
+        let record = self.recordings.contains_key(&shape)
+            && self.recordings.values().flatten().count() < MOST_RECORDINGS
+            && weights.stays();
         let recording = if record { ops.record(&mut || self.compute(at))? } else { None };
         match &recording {
             Some(recording) => ops.replay(recording)?,
@@ -303,6 +324,7 @@ impl<'a> Runner<'a> {
             log_probabilities: settings.log_probabilities.then(|| self.buffers.log_probabilities.rows_mut(b)),
         })
     }
+
     /// Waits for a step: its rows, and for each of them the token that it drew and the bits of its log-probability.
     pub fn collect(&mut self, issued: Issued) -> Result<(Vec<Row>, &[i32], &[i32])> {
         let ops = self.on.ops;

@@ -23,6 +23,8 @@ pub struct Wishes {
     pub chunk: Option<usize>,
     /// Bytes of keys and values.
     pub kv_memory: Option<usize>,
+    /// Samples of the whole job, where that is known: there is no use in room for more.
+    pub samples: Option<usize>,
 }
 
 /// Bytes that there are.
@@ -65,7 +67,8 @@ impl Sampler {
         /// Where reading keys and values takes longer than reading weights, more samples at a time gain little.
         const BATCH: usize = 256;
         const CHUNK: usize = 2048;
-        let (batch, chunk) = (wishes.batch.unwrap_or(BATCH), wishes.chunk.unwrap_or(CHUNK));
+        let batch = wishes.batch.unwrap_or(BATCH).min(wishes.samples.unwrap_or(usize::MAX).max(1));
+        let chunk = wishes.chunk.unwrap_or(CHUNK);
         let positions = config.max_position_embeddings;
         let longest = positions.div_ceil(PAGE);
         let page = Capacity::page_bytes(config, ops.dtype());

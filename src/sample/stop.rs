@@ -22,7 +22,7 @@ pub type Completes<'a> = dyn Fn(&[i32]) -> bool + 'a;
 pub struct StopRules<'a> {
     /// Tokens that end a sample.
     pub ids: &'a BTreeSet<i32>,
-    /// Whether these new tokens, of which the last was just drawn, end with a token that completes a stop string.
+    /// Stop strings, where there are some.
     pub text: Option<&'a Completes<'a>>,
     /// Ends samples that repeat themselves.
     pub repetition: bool,

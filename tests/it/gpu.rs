@@ -322,7 +322,7 @@ fn products_pass_their_case_table() {
         assert_eq!(next.algorithms(), rows);
         let (gone, _) = other("0000000000000003").unwrap();
         let error = gemm::check(&driver, &gone, &gemm::CASES[0]).unwrap_err();
-        assert!(error.message.contains("the recorded algorithm does not run with this cuBLASLt"), "{error}");
+        assert!(error.message.contains("that this product is to run does not run with this cuBLASLt"), "{error}");
         assert!(other("not hexadecimal").is_err());
         // A bias with an f32 result is refused before cuBLASLt sees it.
         let tensor = |dtype, shape: &[usize]| Tensor::alone(driver.allocator(), dtype, shape).unwrap();

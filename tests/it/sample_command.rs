@@ -312,7 +312,8 @@ fn mistakes_in_usage_exit_with_2() {
     let job = Job::usual();
     for (arguments, expected) in [
         (&["--temperature=-1"][..], "at least 0"),
-        (&["--temperature", "nan"], "at least 0"),
+        (&["--temperature", "-1"], "at least 0"),
+        (&["--temperature", "nan"], "finite"),
         (&["--top-p", "0"], "above 0"),
         (&["--min-p", "1.5"], "from 0 to 1"),
         (&["--repetition-penalty", "0"], "above 0"),
@@ -336,7 +337,7 @@ fn mistakes_in_usage_exit_with_2() {
 #[test]
 fn too_little_memory_is_told_before_anything_is_written() {
     let job = Job::usual();
-    job.refused(4, &["--kv-memory", "100TiB", "--batch-cap", "100000000"], &["needs", "available", "--batch-cap"]);
+    job.refused(4, &["--chunk", "1000000000"], &["needs", "available", "--batch-cap"]);
     assert!(!job.out().exists());
 }
 

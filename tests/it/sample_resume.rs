@@ -45,6 +45,11 @@ fn a_torn_last_row_is_written_again() {
         assert_eq!(output.contains("its last row was cut off"), length != last, "{length}: {output}");
         assert!(sorted(&job.out()) == expected(), "{length}");
     }
+    // Of a finished job too, where the row in question is asked for no more.
+    fs::write(job.out(), [&whole[..], b"{\"id\":"].concat()).unwrap();
+    let output = succeed(job.run(&["-n", "3"]));
+    assert!(output.contains("its last row was cut off") && output.contains("is finished"), "{output}");
+    assert!(fs::read(job.out()).unwrap() == whole);
     // A row in the middle is no accident of ours.
     let mut damaged = whole.clone();
     damaged[last / 2] = b'\n';
@@ -121,6 +126,43 @@ fn the_output_of_another_job_is_not_touched() {
     // Nothing is lost with an empty file.
     fs::write(job.out(), "").unwrap();
     succeed(job.run(&["-n", "1", "--seed", "9"]));
+}
+
+/// Until the model is known to be sound.
+#[test]
+fn overwrite_keeps_the_old_rows_as_long_as_it_can() {
+    let job = Job::usual();
+    succeed(job.run(&["-n", "1"]));
+    let before = fs::read(job.out()).unwrap();
+    let copy = job.at("model");
+    fs::create_dir_all(&copy).unwrap();
+    for entry in fs::read_dir(model()).unwrap() {
+        let entry = entry.unwrap();
+        fs::copy(entry.path(), copy.join(entry.file_name())).unwrap();
+    }
+    let config = fs::read_to_string(copy.join("config.json")).unwrap();
+    for (from, to, expected) in [
+        ("\"num_hidden_layers\": 2", "\"num_hidden_layers\": 1", "config.json has 1 layers"),
+        ("\"num_hidden_layers\": 2", "\"num_hidden_layers\": 3", "model.layers.2."),
+        ("\"intermediate_size\": ", "\"intermediate_size\": 1", "has shape"),
+    ] {
+        assert!(config.contains(from), "{config}");
+        fs::write(copy.join("config.json"), config.replace(from, to)).unwrap();
+        let (code, _, error) = run_model(&job, &copy, &["-n", "1", "--overwrite"]);
+        assert!(code == 3 && error.contains(expected), "{code}: {error}");
+        assert!(fs::read(job.out()).unwrap() == before);
+    }
+    fs::write(copy.join("config.json"), config).unwrap();
+    succeed(run_model(&job, &copy, &["-n", "1", "--overwrite", "--seed", "3"]));
+    assert!(fs::read(job.out()).unwrap() != before);
+}
+
+#[test]
+fn a_link_to_nothing_is_no_rival() {
+    let job = Job::usual();
+    std::os::unix::fs::symlink("nowhere.jsonl", job.out()).unwrap();
+    job.refused(2, &["-n", "1"], &["a link to a file that is not there"]);
+    job.refused(2, &["-n", "1", "--output", "-"], &["--output -"]);
 }
 
 fn run_model(job: &Job, folder: &Path, more: &[&str]) -> (i32, String, String) {

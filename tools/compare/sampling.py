@@ -13,6 +13,7 @@ length; each way of it that is asked for runs once, then the best and ours take 
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import re
@@ -142,7 +143,10 @@ def continuous(job, model, prompts, settings):
     from transformers.generation.continuous_batching.utils import WorkloadHints
 
     # Releases differ in what can be set.
-    tuned = {key: value for key, value in TUNED.items() if hasattr(ContinuousBatchingConfig, key)}
+    known = {field.name for field in dataclasses.fields(ContinuousBatchingConfig)}
+    tuned = {key: value for key, value in TUNED.items() if key in known}
+    if job["way"].endswith("tuned") and tuned != TUNED:
+        print(f"this release does not know {sorted(TUNED.keys() - tuned.keys())}", file=sys.stderr)
     config = ContinuousBatchingConfig(seed=job["seed"], **(tuned if job["way"].endswith("tuned") else {}))
     count = len(prompts) * job["samples"]
     hints = WorkloadHints(max_prompt_length=max(map(len, prompts)), max_generated_length=job["max_tokens"], num_requests=count)

@@ -131,12 +131,13 @@ bytes() {
     answer batch --batch-cap 3 --chunk 100
     answer cache --batch-cap 64 --kv-memory 4MiB
     KILL_AFTER=8 answer killed --batch-cap 5 || true
+    wc -l "$STATE"/samples/{room,killed}.jsonl
+    [[ $(wc -l <"$STATE/samples/killed.jsonl") -lt $(wc -l <"$STATE/samples/room.jsonl") ]]
     answer killed --batch-cap 64 --chunk 64
     grep -o '[1-9][0-9]* preemptions' "$STATE/samples/cache.txt"
     for name in batch cache killed; do
         cmp <(sort "$STATE/samples/room.jsonl") <(sort "$STATE/samples/$name.jsonl")
     done
-    wc -l "$STATE/samples/room.jsonl"
     echo "the same samples with every batch, chunk and cache, and after a kill" | tee "$RESULTS/bytes.txt"
 }
 answer() {
@@ -181,7 +182,7 @@ part_sampling() {
     local models=${MODELS:-/dev/shm/limo}
     local model=$models/$size
     if [[ ! -e $model/prompts.jsonl ]]; then
-        rm -rf "$models"
+        rm -rf "$models"/{7b,32b}
         python3 tools/compare/sampling_model.py "$model" --config configs/models/qwen2.5-"$size".json --device cuda --dtype bfloat16 "${shape[@]}"
     fi
     case $1 in

@@ -43,6 +43,7 @@ pub struct SampleArgs {
 
 /// How tokens are drawn, and where answers end
 #[derive(clap::Args)]
+#[command(allow_negative_numbers = true)]
 pub struct SamplingArgs {
     /// Samples of each prompt
     #[arg(short = 'n', value_name = "SAMPLES", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
@@ -85,8 +86,8 @@ pub struct SamplingArgs {
 /// What runs the model, in what memory
 #[derive(clap::Args)]
 pub struct EngineArgs {
-    /// At most this many samples at a time [default: as many as fit]
-    #[arg(long, value_name = "SAMPLES", value_parser = clap::value_parser!(u32).range(1..))]
+    /// At most this many samples at a time [default: 256]
+    #[arg(long, value_name = "SAMPLES", value_parser = clap::value_parser!(u32).range(1..=65_535))]
     pub batch_cap: Option<u32>,
     /// Tokens of prompts that are read at a time
     #[arg(long, value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(1..))]
@@ -127,6 +128,7 @@ impl SamplingArgs {
 fn number(text: &str, fits: impl Fn(f32) -> bool, range: &str) -> Result<f32, String> {
     match text.trim().parse::<f32>() {
         Ok(number) if number.is_finite() && fits(number) => Ok(number),
+        Ok(number) if !number.is_finite() => Err("must be a finite 32-bit number".to_string()),
         _ => Err(format!("must be a number {range}")),
     }
 }

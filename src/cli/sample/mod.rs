@@ -37,7 +37,9 @@ pub fn run(mut args: SampleArgs) -> Result<()> {
     let stop_texts = StopTexts::new(&model.chat, &model.stop_texts)?;
     let record = model.record(&args.sampling, args.token_ids)?;
     let (mut output, done) = Output::open(&part.output, &record, part.resume, part.overwrite)?;
-    let (capacity, ledgers) = model.plan(&args.engine, part.on_machine)?;
+    let rows = PromptReader::count(&args.input)?.map(|rows| part.shard.share(rows));
+    let samples = args.sampling.samples as usize;
+    let (capacity, ledgers) = model.plan(&args.engine, part.on_machine, rows.map(|rows| rows.saturating_mul(samples)))?;
     if part.speaks() {
         describe::job(&model, &args.sampling, capacity, &ledgers)?;
     }
@@ -45,11 +47,15 @@ pub fn run(mut args: SampleArgs) -> Result<()> {
     if done.rows > 0 {
         progress.line(&format!("going on with {}, which has {} samples", part.output.display(), done.rows))?;
     }
+    if let Some(program) = output.begun_by() {
+        progress.line(&format!(
+            "{program} began it: where that computes otherwise, the new rows are not what it would have written"
+        ))?;
+    }
     if output.torn() > 0 {
         progress.line(&format!("{}: its last row was cut off, and is removed", part.output.display()))?;
     }
 
-    let rows = PromptReader::count(&args.input)?.map(|rows| part.shard.share(rows));
     let prompts = PromptReader::open(&args.input, model.system.clone())?;
     let asked = Asked {
         seed: args.sampling.seed,
@@ -63,20 +69,20 @@ pub fn run(mut args: SampleArgs) -> Result<()> {
     let mut requests = Requests::new(args.input.clone(), prompts, &model.chat, asked, part.shard, capacity, done);
     let first = requests.next(&mut |line| progress.report(line))?;
     let signals = Signals::catch()?;
-    if first.is_some() || requests.counts.kept == 0 {
+    // With --overwrite the old rows stay until the model is known to be sound.
+    if first.is_none() && (requests.counts.kept == 0 || output.torn() > 0) || first.is_some() && !output.replaces() {
         output.begin(&record)?;
     }
-    let samples = args.sampling.samples as usize;
     let mut job = Job { requests, output, progress, signals, rows, samples, stats: Stats::default(), times: Times::default() };
     let end = match first {
-        Some(first) => job.run(first, &model, capacity, &args.sampling, &stop_texts),
+        Some(first) => job.run(first, &model, capacity, &args.sampling, &stop_texts, &record),
         None => Ok(()),
     };
     job.progress.finish();
     let Job { requests, output, progress, stats, times, .. } = job;
     match end {
         Err(error) if error.kind == Kind::Stopped => Err(Error::stopped(format!(
-            "{} after {} samples, which are in {}: the same command goes on",
+            "{} after {} new samples, which are in {}: the same command goes on",
             error.message,
             requests.counts.finished,
             part.output.display()
@@ -118,10 +124,13 @@ impl Job<'_> {
         capacity: Capacity,
         sampling: &SamplingArgs,
         stop_texts: &StopTexts,
+        record: &JobRecord,
     ) -> Result<()> {
         let ops = model.ops.as_ref();
-        let loaded = Sampler::load(ops, &model.config, &model.files, capacity);
-        let Sampler { model: qwen2, weights, mut engine } = loaded.map_err(|e| e.context(model.folder.display()))?;
+        let Sampler { model: qwen2, weights, mut engine } = Sampler::load(ops, &model.config, &model.files, capacity)?;
+        if self.output.replaces() {
+            self.output.begin(record)?;
+        }
         let found = |tokens: &[i32]| stop_texts.found(tokens);
         let text = (!stop_texts.is_empty()).then_some(&found as &dyn Fn(&[i32]) -> bool);
         let settings = Settings {
@@ -156,7 +165,7 @@ impl Job<'_> {
     fn watch(&mut self, stats: &Stats, times: &Times) -> Result<()> {
         (self.stats, self.times) = (*stats, *times);
         let counts = self.requests.counts;
-        let total = self.rows.map(|rows| (rows - counts.broken) * self.samples);
+        let total = self.rows.map(|rows| rows.saturating_sub(counts.broken) * self.samples);
         self.progress.show(stats, &counts, total)?;
         self.signals.check()
     }

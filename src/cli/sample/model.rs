@@ -67,10 +67,10 @@ impl Model {
         })
     }
 
-    /// What is reserved, for `processes` that share the machine.
+    /// What is reserved, for `processes` that share the machine, and `samples` to make, where that is known.
     ///
     /// Errors: does not fit.
-    pub fn plan(&self, engine: &EngineArgs, processes: usize) -> Result<(Capacity, Ledgers)> {
+    pub fn plan(&self, engine: &EngineArgs, processes: usize, samples: Option<usize>) -> Result<(Capacity, Ledgers)> {
         let ops = self.ops.as_ref();
         let budget = budget(ops, processes, 1)?;
         let memory = match budget {
@@ -81,6 +81,7 @@ impl Model {
             batch: engine.batch_cap.map(|samples| samples as usize),
             chunk: engine.chunk.map(|tokens| tokens as usize),
             kv_memory: engine.kv_memory,
+            samples,
         };
         let capacity = Sampler::capacity(ops, &self.config, wishes, memory)?;
         let ledgers = Sampler::plan(ops, &self.config, capacity)?;

@@ -25,6 +25,9 @@ pub struct Part {
 impl Part {
     /// Under a launcher each process takes the shard of its rank, and a file of its own.
     pub fn of(args: &SampleArgs) -> Result<Part> {
+        if args.output == Path::new("-") {
+            return Err(Error::usage("--output -: rows go to a file, so that the job can go on from it").help("give a file"));
+        }
         let (resume, overwrite) = (args.resume == ResumeChoice::Auto, args.overwrite);
         let Some(launch) = launched()? else {
             let (shard, output) = (args.shard.unwrap_or(Shard::ALL), args.output.clone());

@@ -6,6 +6,7 @@ use crate::cli::terminal::visible;
 use crate::error::Result;
 use crate::sample::{Counts, Shard, Stats};
 use indicatif::{ProgressBar, ProgressStyle};
+use std::cell::Cell;
 use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 
@@ -16,6 +17,7 @@ pub struct Progress {
     shown: Instant,
     /// Tokens when `shown`.
     tokens: u64,
+    reported: Cell<usize>,
 }
 
 impl Progress {
@@ -26,7 +28,7 @@ impl Progress {
             ProgressBar::new(0).with_style(style)
         });
         let now = Instant::now();
-        Progress { bar, shard, began: now, shown: now, tokens: 0 }
+        Progress { bar, shard, began: now, shown: now, tokens: 0, reported: Cell::new(0) }
     }
 
     /// From here on time and tokens are counted.
@@ -72,13 +74,17 @@ impl Progress {
     /// To standard output; of one of several processes with its shard.
     pub fn line(&self, line: &str) -> Result<()> {
         match self.shard {
-            Shard::ALL => say!("{line}"),
-            shard => say!("shard {shard}: {line}"),
+            Shard::ALL => say!("{}", visible(line)),
+            shard => say!("shard {shard}: {}", visible(line)),
         }
     }
 
-    /// To standard error, above the bar. That it is closed stops nothing.
+    /// To standard error, above the bar. That it is closed stops nothing. A file that has no rows at all must not flood it.
     pub fn report(&self, line: &str) {
+        const MOST: usize = 1000;
+        let reported = self.reported.replace(self.reported.get() + 1);
+        let more = (reported == MOST).then_some("more rows are left out, and counted, but no longer told");
+        let Some(line) = more.or((reported < MOST).then_some(line)) else { return };
         let write = || {
             let _ = writeln!(std::io::stderr(), "{}", visible(line));
         };

@@ -24,8 +24,7 @@ pub fn gemm(op: Gemm) -> Result<()> {
     let a = Matrix::new(op.a.view.f32(), strides(op.a.transposed, m, k));
     let b = Matrix::new(op.b.view.f32(), strides(op.b.transposed, k, n));
     let c = MatrixMut { pointer: c.as_mut_ptr(), strides: (n, 1) };
-    let beta = if accumulate || op.bias.is_some() { 1.0 } else { 0.0 };
-    let mut beta = beta;
+    let mut beta = if accumulate || op.bias.is_some() { 1.0 } else { 0.0 };
     let piece = if n <= SMALL { SMALL_DEPTH } else { k.max(1) };
     for begin in (0..k).step_by(piece) {
         let from = |x: Matrix, stride: usize| Matrix { pointer: x.pointer.wrapping_add(begin * stride), ..x };
