@@ -6,6 +6,7 @@ pub mod bench;
 pub mod cli;
 pub mod comm;
 pub mod config;
+pub mod curation;
 pub mod data;
 pub mod device;
 pub mod error;

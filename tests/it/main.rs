@@ -5,6 +5,7 @@ mod cli;
 mod comm;
 mod command;
 mod config;
+mod curation;
 mod data;
 mod disk;
 mod doctor;
