@@ -1,7 +1,11 @@
-//! From pools of problems to a few hundred reasoning chains.
+//! From a pool of problems to the few hundred chains that are trained on: pure functions over rows and texts, behind the companion tools.
 
 pub mod chain_score;
+pub mod decontaminate;
+pub mod dedupe;
 pub mod levels;
+pub mod normalise;
+pub mod pool;
 pub mod rubric;
 pub mod selection;
 mod words;

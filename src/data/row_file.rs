@@ -278,7 +278,8 @@ fn too_long(start: Start) -> Fault {
     (start.line, format!("the row is longer than {} MiB", MOST_BYTES >> 20))
 }
 
-pub(super) fn kind(value: &Value) -> &'static str {
+/// What a JSON value is called in messages.
+pub(crate) fn kind(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
         Value::Bool(_) => "a boolean",

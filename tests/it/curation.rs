@@ -1,99 +1,372 @@
-//! Scores of chains against a transcription in Python, and what the default formula promises.
+//! Duplicates and benchmark copies in texts made for it, and in real benchmarks where they are.
 
-use limo_engine::curation::chain_score::{ChainScore, Keywords, WordLists, sketch};
-use serde_json::Value;
+use limo_engine::curation::decontaminate::{Benchmarks, Findings, Known};
+use limo_engine::curation::dedupe::{Dedupe, THRESHOLD};
+use limo_engine::curation::normalise::{normalise, words};
+use limo_engine::curation::pool::Reading;
+use limo_engine::testing::random::Random;
+use std::collections::{HashMap, HashSet};
+use std::path::Path;
+
+const BENCHMARKS: [&str; 9] =
+    ["aime", "amc", "math", "minerva", "olympiadbench", "cn_math_2024", "gaokao", "kaoyan", "grade_school_math"];
+
+/// A benchmark's problems. None where the data is not there.
+fn benchmark(name: &str) -> Option<Vec<String>> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../shared/data/benchmarks/{name}.jsonl"));
+    let text = std::fs::read_to_string(&path).ok()?;
+    let reading = Reading { file: name.into(), ..Reading::default() };
+    let rows = text.lines().map(|line| serde_json::from_str(line).unwrap());
+    Some(rows.enumerate().map(|(at, row)| reading.problem(&row, at).unwrap().problem).collect())
+}
+
+fn known(name: &str, problems: &[String]) -> Benchmarks {
+    let row = |(at, problem): (usize, &'_ String)| (at.to_string(), problem.clone());
+    let rows: Vec<_> = problems.iter().enumerate().map(row).collect();
+    Benchmarks::new(rows.iter().map(|(id, problem)| Known { benchmark: name, id: id.clone(), problem }))
+}
+
+/// Problems that nobody wrote: 12 to 60 words, many of them common, with formulas.
+fn made_up(count: usize, random: &mut Random) -> Vec<String> {
+    const COMMON: [&str; 24] = [
+        "the", "of", "a", "and", "is", "that", "find", "number", "let", "for", "all", "positive", "integers", "such", "value",
+        "what", "in", "to", "be", "with", "points", "line", "sum", "which",
+    ];
+    let word = |random: &mut Random| match random.below(10) {
+        0 => format!("$x_{{{}}}+{}y$", random.below(9), random.below(50)),
+        1 => format!("$\\frac{{{}}}{{{}}}$", random.below(30), random.below(30) + 1),
+        2 => random.below(2000).to_string(),
+        3..6 => COMMON[random.below(COMMON.len())].to_string(),
+        _ => (0..2 + random.below(3)).map(|_| ["ba", "ke", "lo", "mi", "nu", "ra", "sto", "ven"][random.below(8)]).collect(),
+    };
+    (0..count).map(|_| (0..12 + random.below(48)).map(|_| word(random)).collect::<Vec<_>>().join(" ") + ".").collect()
+}
+
+/// Chinese problems that nobody wrote.
+fn made_up_chinese(count: usize, random: &mut Random) -> Vec<String> {
+    let characters: Vec<char> = "小明红有个苹果梨共多少千米每时走到学校分钟求几甲乙两地相距车速已知函数正整数和差积面半径圆三角形边长元买书页天工人完成".chars().collect();
+    let text = |random: &mut Random| {
+        let mut text = String::new();
+        for at in 0..20 + random.below(60) {
+            text.push(characters[random.below(characters.len())]);
+            if at % 9 == 8 {
+                text.push_str(&format!("${}$，", random.below(99)));
+            }
+        }
+        text + "？"
+    };
+    (0..count).map(|_| text(random)).collect()
+}
+
+/// Upper case, but for LaTeX.
+fn recased(text: &str) -> String {
+    let word = |word: &str| if word.contains('\\') { word.to_string() } else { word.to_uppercase() };
+    text.split(' ').map(word).collect::<Vec<_>>().join(" ")
+}
+
+fn repunctuated(text: &str) -> String {
+    let change = |c| match c {
+        ',' => ';',
+        '.' => ',',
+        ';' => ':',
+        '?' => '.',
+        '，' => '、',
+        '。' => '；',
+        '？' => '。',
+        c => c,
+    };
+    text.replace('$', "").chars().map(change).collect()
+}
+
+/// Every tenth word is another, or of a text without spaces every tenth character; which one is first is drawn.
+fn one_in_ten(text: &str, random: &mut Random) -> String {
+    let first = random.below(10);
+    let changed = |at: usize| at % 10 == first;
+    if text.split(' ').count() < 10 {
+        let character = |(at, c): (usize, char)| if changed(at) && c.is_alphabetic() { '鑫' } else { c };
+        return text.chars().enumerate().map(character).collect();
+    }
+    let word = |(at, word)| if changed(at) { "zebra" } else { word };
+    text.split_whitespace().enumerate().map(word).collect::<Vec<_>>().join(" ")
+}
+
+fn inside(text: &str) -> String {
+    format!(
+        "Our teacher wrote this on the board last week, and nobody in the whole class knew how to begin: {text} Explain every step of \
+         your work, so that a pupil of ten can follow it, and check the result in a second way."
+    )
+}
+
+/// How many problems each kind of copy was found of, and what was missed.
+fn plant(problems: &[String], known: &Benchmarks, random: &mut Random) -> HashMap<&'static str, (usize, Vec<String>)> {
+    let mut counts = HashMap::new();
+    for (at, problem) in problems.iter().enumerate() {
+        let copies = [
+            ("verbatim", problem.clone()),
+            ("re-cased", recased(problem)),
+            ("punctuation", repunctuated(problem)),
+            ("one in ten", one_in_ten(problem, random)),
+            ("inside", inside(problem)),
+        ];
+        for (kind, text) in copies {
+            let (found, missed): &mut (usize, Vec<String>) = counts.entry(kind).or_default();
+            // A problem that is in the benchmark twice may be named by its other row.
+            match known.find(&text).copy {
+                Some(copy)
+                    if copy.id == at.to_string() || copy.share == 1.0 || known.find(problem).copy.unwrap().id == copy.id =>
+                {
+                    *found += 1
+                }
+                other => missed.push(format!("{at}: {text} -> {other:?}")),
+            }
+        }
+    }
+    counts
+}
 
 #[test]
-fn sketch_scores_are_those_of_the_transcription() {
-    let rows: Vec<Value> = serde_json::from_str(include_str!("../fixtures/chain_score.json")).unwrap();
-    assert_eq!(rows.len(), 200);
-    for row in &rows {
-        let text = row["text"].as_str().unwrap();
-        let ours = sketch(text);
-        for (name, ours) in [
-            ("score", ours.score),
-            ("length", ours.length),
-            ("verification", ours.verification),
-            ("exploration", ours.exploration),
-            ("connectives", ours.connectives),
-            ("words", ours.words),
-        ] {
-            let theirs = row[name].as_f64().unwrap();
-            assert!((ours - theirs).abs() <= 1e-12 * theirs.abs(), "{name} of {text:?}: {ours}, {theirs}");
+fn planted_copies_of_made_up_problems_are_all_found() {
+    let mut random = Random::new(11);
+    for problems in [made_up(200, &mut random), made_up_chinese(200, &mut random)] {
+        let known = known("made-up", &problems);
+        for (kind, (found, missed)) in plant(&problems, &known, &mut random) {
+            assert_eq!((found, missed.as_slice()), (200, [].as_slice()), "{kind}");
         }
     }
 }
 
-fn score(text: &str) -> ChainScore {
-    ChainScore::of(text, &WordLists::built_in())
-}
-
 #[test]
-fn words_are_whole_and_parts_stay_between_0_and_1() {
-    // No word of any list, though each of them is a substring here.
-    let none = score("Also sought Almighty checkers thusly reasons, sincerely, mightily \\therefore \\because ");
-    assert_eq!((none.verification, none.exploration, none.connectives), (0.0, 0.0, 0.0));
-    let swamped = score(&"so therefore perhaps check ".repeat(50));
-    assert_eq!((swamped.verification, swamped.exploration, swamped.connectives), (1.0, 1.0, 1.0));
-    assert!(swamped.score < 0.75, "words alone do not make a good chain: {swamped:?}");
-    assert_eq!(score("").score, 0.0);
-    assert!(!score("x").score.is_nan());
-}
-
-/// The weights are LIMO's, and each part counts in proportion to its own.
-#[test]
-fn parts_weigh_as_published() {
-    let full = [("filler ", 2000, 0.30), ("check", 1, 0.20), ("perhaps", 1, 0.25), ("therefore", 1, 0.25)];
-    for (word, count, weight) in full {
-        let got = score(&word.repeat(count)).score;
-        let short = if count == 1 { 0.3 / 2000.0 } else { 0.0 };
-        assert!((got - weight - short).abs() < 1e-12, "{word}: {got}");
+fn short_problems_are_found_by_their_whole_text() {
+    let mut random = Random::new(12);
+    let problem = |at: usize| match at % 4 {
+        0 => format!("Compute ${}+{}$.", 100 + at, random.below(1000)),
+        1 => format!("What is $\\sqrt{{{}}}$?", 100 + at),
+        2 => format!("Solve ${}x = {}$.", 100 + at, random.below(1000)),
+        _ => format!("计算：${}\\times{}$", 100 + at, random.below(1000)),
+    };
+    let problems: Vec<String> = (0..200).map(problem).collect();
+    assert!(problems.iter().all(|problem| (4..8).contains(&words(&normalise(problem)).count())));
+    let known = known("short", &problems);
+    for (at, problem) in problems.iter().enumerate() {
+        for text in [problem.clone(), recased(problem), repunctuated(problem), inside(problem)] {
+            // The characters of four Chinese words can stand anywhere, so they must be the whole text.
+            let whole = at % 4 == 3 && text.contains("teacher") && words(&normalise(problem)).count() < 4;
+            let copy = known.find(&text).copy;
+            assert_eq!(copy.map(|copy| copy.id), (!whole).then(|| at.to_string()), "{text}");
+        }
     }
 }
 
 #[test]
-fn more_of_a_part_never_lowers_it() {
-    let mut text = String::new();
-    let mut before = score(&text);
-    for _ in 0..300 {
-        text.push_str("step by step we count apples and pears until nothing is left of them ");
-        let now = score(&text);
-        assert!(now.length >= before.length && now.score >= before.score);
-        before = now;
+fn unrelated_problems_are_left_alone() {
+    let mut random = Random::new(13);
+    let known = known("made-up", &made_up(1000, &mut random));
+    let others = made_up(1000, &mut random);
+    let flagged: Vec<_> = others.iter().filter(|problem| known.find(problem) != Findings::default()).collect();
+    assert_eq!(flagged, Vec::<&String>::new());
+}
+
+#[test]
+fn planted_copies_of_real_problems_are_found() {
+    let sets: Vec<_> = BENCHMARKS.iter().filter_map(|name| Some((*name, benchmark(name)?))).collect();
+    if sets.len() < BENCHMARKS.len() {
+        eprintln!("skipped 1 test: {} of {} benchmarks are not there", BENCHMARKS.len() - sets.len(), BENCHMARKS.len());
+        return;
     }
-    // The same rate in a longer chain is the same part.
-    let (short, long) = (score(&"apples fall therefore ".repeat(10)), score(&"apples fall therefore ".repeat(100)));
-    assert_eq!(short.connectives, long.connectives);
-    let rate = |every: usize| score(&(["apple "].repeat(every).concat() + "check ").repeat(20)).verification;
-    assert!(rate(2000) < rate(1000) && rate(1000) < rate(500) && rate(500) <= 1.0);
-}
-
-#[test]
-fn chinese_chains_are_scored() {
-    let chain = score("因此我们得到答案。让我验证一下：也许有另一种方法。");
-    assert!(chain.verification > 0.0 && chain.exploration > 0.0 && chain.connectives > 0.0, "{chain:?}");
-}
-
-#[test]
-fn keywords_are_frequent_words_that_are_not_common() {
-    let lists = WordLists::built_in();
-    let mut keywords = Keywords::default();
-    keywords.add("Wait, the number is the number of the apples. Wait: therefore wait", &lists);
-    keywords.add("因此 number 因此 因此 因此", &lists);
-    assert_eq!(keywords.top(3), ["因此", "number", "wait"]);
-}
-
-#[test]
-fn lists_of_others_are_checked() {
-    let own = include_str!("../../src/curation/words.toml");
-    for (text, expected) in [
-        (own.replacen("weight = 0.20", "weight = 0", 1), "verification"),
-        (own.replacen("full = 2000.0", "full = nan", 1), "length"),
-        (own.replacen("\"check\"", "\"检查\"", 1), "has no word"),
-        (own.replacen("weight = 0.20", "wieght = 0.20", 1), "wieght"),
-        ("[".to_string(), "expected"),
-    ] {
-        let error = WordLists::parse(&text).unwrap_err().to_string();
-        assert!(error.contains(expected), "{error}");
+    let mut random = Random::new(14);
+    let mut all: HashMap<&str, (usize, Vec<String>)> = HashMap::new();
+    for (name, problems) in sets {
+        for (kind, (found, missed)) in plant(&problems, &known(name, &problems), &mut random) {
+            let (sum, list) = all.entry(kind).or_default();
+            *sum += found;
+            list.extend(missed.into_iter().map(|text| format!("{name} {text}")));
+        }
     }
+    for (kind, (found, missed)) in &all {
+        eprintln!("{kind}: {found} found, {} missed", missed.len());
+        missed.iter().for_each(|text| eprintln!("    {}", text.chars().take(300).collect::<String>()));
+    }
+    for exact in ["verbatim", "re-cased", "punctuation"] {
+        assert_eq!(all[exact].1, Vec::<String>::new(), "{exact}");
+    }
+    assert!(all["inside"].1.len() <= 2, "two problems have three words: {:?}", all["inside"].1);
+    assert!(all["one in ten"].1.len() <= 12, "{:?}", all["one in ten"].1);
+}
+
+#[test]
+fn olympiad_problems_flag_few_of_math500() {
+    let (Some(math), Some(olympiad)) = (benchmark("math"), benchmark("olympiadbench")) else {
+        eprintln!("skipped 1 test: the benchmarks are not there");
+        return;
+    };
+    let known = known("olympiadbench", &olympiad);
+    let found: Vec<_> = math.iter().map(|problem| known.find(problem)).collect();
+    let count = |test: fn(&Findings) -> bool| found.iter().filter(|found| test(found)).count();
+    for (at, copy) in found.iter().enumerate().filter_map(|(at, found)| Some((at, found.copy.as_ref()?))) {
+        eprintln!("math {at}, olympiadbench {}, share {:.2}: {}", copy.id, copy.share, copy.text);
+        eprintln!("    {}\n    {}", math[at], olympiad[copy.id.parse::<usize>().unwrap()]);
+    }
+    let (copies, long, short) =
+        (count(|found| found.copy.is_some()), count(|found| found.grams13.is_some()), count(|found| found.grams8.is_some()));
+    eprintln!("copies {copies}, 13-grams {long}, 8-grams {short} of {}", math.len());
+    assert!(copies <= 10, "{copies} copies");
+}
+
+fn letters(random: &mut Random, n: usize) -> String {
+    (0..n).map(|_| char::from(b'a' + random.below(26) as u8)).collect()
+}
+
+/// Two texts of distinct words whose shingle sets have about this Jaccard similarity: they share a beginning.
+fn pair(similarity: f64, random: &mut Random) -> (String, String) {
+    let shingles = 100.0;
+    // With n shingles each and b in both: J = b / (2n - b).
+    let both = (2.0 * shingles * similarity / (1.0 + similarity)).round() as usize;
+    let mut fresh = |n: usize| (0..n).map(|_| letters(random, 12)).collect::<Vec<_>>();
+    let shared = fresh(both + 4);
+    let [a, b] = [fresh(100 - both), fresh(100 - both)].map(|rest| [shared.clone(), rest].concat().join(" "));
+    (a, b)
+}
+
+#[test]
+fn near_duplicates_are_found_as_often_as_theory_says() {
+    const PAIRS: usize = 2000;
+    let mut random = Random::new(15);
+    for similarity in [0.6, 0.7, 0.8, 0.9f64] {
+        let mut dedupe = Dedupe::new(0.01);
+        let mut found = 0;
+        for at in 0..PAIRS {
+            let (a, b) = pair(similarity, &mut random);
+            assert_eq!(dedupe.add(&format!("{at} a"), &a), None);
+            if let Some(duplicate) = dedupe.add(&format!("{at} b"), &b) {
+                assert_eq!(duplicate.of, format!("{at} a"));
+                assert!((duplicate.similarity - similarity).abs() < 0.01, "{duplicate:?}");
+                found += 1;
+            }
+        }
+        let theory = 1.0 - (1.0 - similarity.powi(8)).powi(14);
+        let recall = found as f64 / PAIRS as f64;
+        eprintln!("Jaccard {similarity}: found {recall:.4}, in theory {theory:.4}");
+        // Four standard errors, and the rounding of the similarity.
+        let error = 4.0 * (theory * (1.0 - theory) / PAIRS as f64).sqrt() + 0.01;
+        assert!((recall - theory).abs() <= error, "Jaccard {similarity}: {recall} against {theory} ± {error}");
+    }
+}
+
+#[test]
+fn decisions_depend_on_the_rows_before_alone() {
+    let mut random = Random::new(16);
+    let mut texts = made_up(400, &mut random);
+    for _ in 0..200 {
+        let copy = texts[random.below(texts.len())].clone();
+        texts.push(if random.below(2) == 0 { recased(&copy) } else { one_in_ten(&copy, &mut random) });
+    }
+    random.shuffle(&mut texts);
+    let decide = |texts: &[String]| {
+        let mut dedupe = Dedupe::new(THRESHOLD);
+        texts.iter().enumerate().map(|(at, text)| dedupe.add(&at.to_string(), text)).collect::<Vec<_>>()
+    };
+    let decisions = decide(&texts);
+    assert_eq!(decide(&texts[..300]), decisions[..300]);
+    // What is dropped names a row that stays and came before.
+    let kept: HashSet<_> = (0..texts.len()).filter(|at| decisions[*at].is_none()).collect();
+    for (at, duplicate) in decisions.iter().enumerate().filter_map(|(at, found)| Some((at, found.as_ref()?))) {
+        let of: usize = duplicate.of.parse().unwrap();
+        assert!(of < at && kept.contains(&of) && duplicate.similarity >= THRESHOLD, "{at}: {duplicate:?}");
+    }
+    assert!(kept.len() < 500, "{} of {} kept", kept.len(), texts.len());
+    // A second pass over what stays drops nothing.
+    let rest: Vec<String> = (0..texts.len()).filter(|at| kept.contains(at)).map(|at| texts[at].clone()).collect();
+    assert!(decide(&rest).iter().all(Option::is_none));
+}
+
+/// Peak resident memory of this process in bytes.
+fn peak() -> f64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse::<f64>().unwrap() * 1024.0
+}
+
+/// Run alone, since memory is the process's: cargo test --test it a_million -- --ignored --nocapture --exact curation::a_million_rows
+#[test]
+#[ignore = "minutes, and measures the memory of the whole process"]
+fn a_million_rows() {
+    const ROWS: usize = 1_000_000;
+    let mut random = Random::new(17);
+    let problems = made_up(2000, &mut random);
+    let known = known("made-up", &problems);
+    // Words of an alphabet of 20,000, around 60 a row; 2 % exact and 3 % near duplicates of an earlier row, 1 % copies of the benchmark.
+    let words: Vec<String> = (0..20_000)
+        .map(|_| {
+            let length = 3 + random.below(6);
+            letters(&mut random, length)
+        })
+        .collect();
+    let fresh = |random: &mut Random| {
+        (0..40 + random.below(41)).map(|_| words[random.below(words.len())].as_str()).collect::<Vec<_>>().join(" ")
+    };
+    let mut recent: Vec<String> = Vec::new();
+    let mut planted = [0usize; 3];
+    let mut row = |random: &mut Random, planted: &mut [usize; 3]| match random.below(100) {
+        0..2 if !recent.is_empty() => {
+            planted[0] += 1;
+            recent[random.below(recent.len())].to_uppercase()
+        }
+        2..5 if !recent.is_empty() => {
+            planted[1] += 1;
+            let text = &recent[random.below(recent.len())];
+            text[..text.rfind(' ').unwrap()].to_string() + " zebra"
+        }
+        5 => {
+            planted[2] += 1;
+            one_in_ten(&problems[random.below(problems.len())], random) + &format!(" {}", random.bits())
+        }
+        _ => {
+            let text = fresh(random);
+            if recent.len() < 1000 {
+                recent.push(text.clone())
+            } else {
+                recent[random.below(1000)] = text.clone()
+            }
+            text
+        }
+    };
+    let mut generate = random.clone();
+    let begin = std::time::Instant::now();
+    let bytes: usize = (0..ROWS).map(|_| row(&mut generate, &mut planted).len()).sum();
+    let generating = begin.elapsed().as_secs_f64();
+    eprintln!(
+        "{ROWS} rows, {:.0} bytes each, made in {generating:.1} s; {planted:?} planted; peak {:.0} MB",
+        bytes as f64 / ROWS as f64,
+        peak() / 1e6
+    );
+
+    let before = peak();
+    let mut dedupe = Dedupe::new(THRESHOLD);
+    let mut planted = [0usize; 3];
+    let (mut exact, mut near) = (0, 0);
+    let begin = std::time::Instant::now();
+    for at in 0..ROWS {
+        match dedupe.add(&format!("synthetic-{at}"), &row(&mut random, &mut planted)) {
+            Some(found) if found.exact => exact += 1,
+            Some(_) => near += 1,
+            None => {}
+        }
+    }
+    let seconds = begin.elapsed().as_secs_f64() - generating;
+    eprintln!(
+        "duplicates: {:.0} rows a second, {} kept, {exact} exact, {near} near, of {planted:?}; peak {:.0} MB, {:.0} bytes a kept row",
+        ROWS as f64 / seconds,
+        dedupe.kept(),
+        peak() / 1e6,
+        (peak() - before) / dedupe.kept() as f64
+    );
+    drop(dedupe);
+
+    let mut planted = [0usize; 3];
+    let begin = std::time::Instant::now();
+    let copies = (0..ROWS).filter(|_| known.find(&row(&mut random, &mut planted)).copy.is_some()).count();
+    let seconds = begin.elapsed().as_secs_f64() - generating;
+    eprintln!("benchmark copies: {:.0} rows a second, {copies} of {}", ROWS as f64 / seconds, planted[2]);
+    assert!(copies >= planted[2], "{copies} of {planted:?}");
+    assert!(exact + near >= planted[0] + planted[1], "{exact} exact and {near} near of {planted:?}");
 }

@@ -1,6 +1,7 @@
 mod architecture;
 mod bad_data;
 mod bench;
+mod chain_scores;
 mod cli;
 mod comm;
 mod command;
