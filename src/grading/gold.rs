@@ -131,10 +131,11 @@ impl Gold {
             (Parts::One(Some(gold)), Mode::Strict(options)) => Answer::parse(answer).equals(gold, options),
             (Parts::One(_), _) => limo::is_equal(answer, &self.text),
             (Parts::Any(golds), _) => {
-                let inner = boxed_or_whole(answer);
+                let inner = strict::trim(answer);
                 let inner = ["[", "{", "\\{", "("].iter().find_map(|open| inner.strip_prefix(open)).unwrap_or(inner);
                 let inner = inner.trim_end_matches([']', '}', ')', '\\', '.']);
-                let mut parts = split_outside(inner, &[',', '，', '、', ';', '；', '\n']);
+                let inner = inner.replace(" or ", ",").replace(" and ", ",").replace(['和', '或'], ",");
+                let mut parts = split_outside(&inner, &[',', '，', '、', ';', '；', '\n']);
                 parts.len() == golds.len()
                     && parts.len() <= MAX_PARTS
                     && golds.iter().all(|gold| {
@@ -143,7 +144,7 @@ impl Gold {
                     })
             }
             (Parts::Named(golds), _) => {
-                let answer = boxed_or_whole(answer);
+                let answer = strict::trim(answer);
                 [&[';', '；', '\n'][..], &[',', '，', '、']].iter().any(|separators| {
                     let parts = split_outside(answer, separators);
                     parts.len() == golds.len()
@@ -153,10 +154,6 @@ impl Gold {
             }
         }
     }
-}
-
-fn boxed_or_whole(answer: &str) -> &str {
-    super::boxed_answer(answer).unwrap_or(answer).trim().trim_matches('$').trim()
 }
 
 /// Whether two answers are the same: for classes of answers, as in a majority vote.

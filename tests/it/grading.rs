@@ -27,6 +27,7 @@ fn cases() -> Vec<Case> {
             category = name;
             continue;
         }
+        let line = line.split(" (published ").next().unwrap();
         let (pair, limo) = match line.split_once(" @limo ") {
             Some((pair, verdict)) => (pair, Some(verdict == "==")),
             None => (line, None),
@@ -85,7 +86,7 @@ fn strict_mode_is_symmetric_but_for_loose_units() {
         .map(|case| format!("{} ~ {}", case.prediction, case.gold))
         .collect();
     // "5 m" is a length where 5 is asked for, and five times m where 5m is. An option letter is one only as a gold answer.
-    let expected = ["5 m ~ 5", "b ~ B", "a ~ A"];
+    let expected = ["5 m ~ 5", "5 m/s ~ 5\\text{ m/s}", "b ~ B"];
     assert!(differ.iter().all(|pair| expected.contains(&pair.as_str())), "{differ:#?}");
 }
 

@@ -111,7 +111,7 @@ const SAME: &[Rewrite] = &[
 /// Rewrites that mean the same, but that LIMO's rules do not see through.
 const SAME_STRICT: &[Rewrite] = &[
     ("thin space", |t| changed(t, t.replace("+", "\\,+\\,"))),
-    ("displaystyle", |t| (!t.contains('$')).then(|| format!("\\displaystyle {t}"))),
+    ("displaystyle", |t| (!t.contains('$') && !t.starts_with("C. ")).then(|| format!("\\displaystyle {t}"))),
     ("parentheses", |t| (!t.contains('$') && t.contains("\\frac")).then(|| format!("\\[ {t} \\]"))),
     ("full width", |t| {
         let wide =
@@ -140,7 +140,9 @@ const DIFFERENT: &[Rewrite] = &[
     ("times ten", |t| (is_integer(t) && t != "0").then(|| format!("{t}0"))),
     ("twice", |t| (is_integer(t) && t != "0").then(|| format!("2 \\cdot {t}"))),
     ("half", |t| (is_integer(t) && t != "0").then(|| format!("\\frac{{{t}}}{{2}}"))),
-    ("a digit more", |t| (is_number(t) && t.contains('.')).then(|| format!("{t}1"))),
+    ("a digit more", |t| {
+        (is_number(t) && t.split_once('.').is_some_and(|(_, places)| places.len() < 4)).then(|| format!("{t}1"))
+    }),
     ("swapped fraction", |t| {
         let (sign, a, b) = fraction(t)?;
         (a != b).then(|| format!("{sign}\\frac{{{b}}}{{{a}}}"))
@@ -173,14 +175,15 @@ const DIFFERENT: &[Rewrite] = &[
     ("other letter", |t| (t.len() == 1 && ("A".."E").contains(&t)).then(|| if t == "A" { "B" } else { "A" }.to_string())),
     ("first number", |t| {
         // Within text and subscripts a number may not matter; "0." may be followed by nothing.
-        let (start, end) = first_digits(t).filter(|_| t.is_ascii() && !t.contains("text") && !t.contains("(K"))?;
+        let (start, end) =
+            first_digits(t).filter(|_| t.is_ascii() && !t.starts_with("C. ") && !t.contains("text") && !t.contains("(K"))?;
         let number: i64 = t[start..end].parse().ok()?;
         Some(format!("{}{}{}", &t[..start], number + 1, &t[end..]))
     }),
     ("exponent", |t| changed(t, t.replacen("^2", "^3", 1).replacen("^{2}", "^{3}", 1))),
     ("plus to minus", |t| (t.matches(['+', '-']).count() == 1).then(|| t.replace('+', "-")).and_then(|new| changed(t, new))),
     ("sine to cosine", |t| changed(t, t.replacen("\\sin", "\\cos", 1))),
-    ("root", |t| changed(t, t.replacen("\\sqrt{", "\\sqrt[5]{", 1)).filter(|_| !t.contains("sqrt["))),
+    ("root", |t| changed(t, t.replacen("\\sqrt{", "\\sqrt[5]{", 1)).filter(|_| !t.contains("sqrt[") && !t.starts_with('（'))),
     ("one more", |t| {
         let plain =
             !t.contains(['=', '<', '>', ',', '$', ';']) && !t.contains("\\text") && !t.contains("\\infty") && t.is_ascii();

@@ -78,7 +78,9 @@ fn without_label(text: &str) -> Option<&str> {
 
 /// A number with thousands separators, underscores between digits, or a per cent sign.
 fn number(text: &str) -> Option<f64> {
-    let text = text.replace(',', "");
+    // Python reads full-width digits too.
+    let ascii = |c: char| if matches!(c, '０'..='９') { char::from_u32(c as u32 - 0xFEE0).unwrap_or(c) } else { c };
+    let text: String = text.chars().filter(|c| *c != ',').map(ascii).collect();
     let float = |text: &str| {
         let text = text.trim();
         let bytes = text.as_bytes();
@@ -196,7 +198,18 @@ impl Grader {
             (None, Some((left, right))) if short(&left) && !prediction.contains('=') => again(prediction, &right),
             _ => false,
         };
-        by_sides || self.symbolic(prediction, gold)
+        by_sides || self.symbolic(prediction, gold) || self.equal_sets(prediction, gold, depth)
+    }
+
+    /// {1,2} is a set to Python, into which SymPy's second parser puts it.
+    fn equal_sets(&self, prediction: &str, gold: &str, depth: usize) -> bool {
+        let set = |text: &'_ str| -> Option<Vec<String>> {
+            let inner = text.strip_prefix('{')?.strip_suffix('}')?;
+            (!inner.contains(['\\', '{', '}'])).then(|| inner.split(',').map(str::to_string).collect())
+        };
+        let (Some(a), Some(b)) = (set(prediction), set(gold)) else { return false };
+        let within = |a: &[String], b: &[String]| a.iter().all(|x| b.iter().any(|y| self.equal(x, y, depth + 1)));
+        a.len().max(b.len()) <= MAX_SYMBOLIC && within(&a, &b) && within(&b, &a)
     }
 
     fn equal_without_brackets(&self, prediction: &str, gold: &str) -> bool {

@@ -99,6 +99,15 @@ fn as_set(expr: &Expr) -> Option<Expr> {
     }
 }
 
+/// The variable that an inequality, membership or list of them is about.
+fn subject(expr: &Expr) -> Option<&Expr> {
+    match expr {
+        Expr::Relation(operands, _) => operands.iter().find(|operand| matches!(operand, Expr::Symbol(_))),
+        Expr::List(items) => items.first().and_then(subject),
+        _ => None,
+    }
+}
+
 /// The rows of a matrix, with what it is multiplied by multiplied in.
 fn as_matrix(expr: &Expr) -> Option<Vec<Vec<Expr>>> {
     let each =
@@ -207,8 +216,13 @@ impl Comparison {
         x.iter().all(|x| y.iter().any(|y| self.same(x, y)))
     }
 
-    /// Compares as sets if that changes what either of them is.
+    /// Compares as sets if that changes what either of them is. What is said of x is not said of y.
     fn as_sets(&self, a: &Expr, b: &Expr) -> bool {
+        if let (Some(x), Some(y)) = (subject(a), subject(b))
+            && x != y
+        {
+            return false;
+        }
         match (as_set(a), as_set(b)) {
             (Some(x), Some(y)) if x != *a || y != *b => self.same(&x, &y),
             _ => false,

@@ -153,8 +153,6 @@ const SYMBOLS: &[(&str, char)] = &[
 
 /// Commands that change only the look.
 const IGNORED: &[&str] = &[
-    "left",
-    "right",
     "big",
     "Big",
     "bigg",
@@ -210,6 +208,9 @@ const UNIT_WORDS: &[&str] = &[
     "mins", "sec", "secs", "day", "mph", "kmh", "kph", "deg", "sq", "cu", "rad", "Hz", "kHz", "eV", "per", "cubic", "men",
     "pct",
 ];
+
+/// Short answers in words.
+const PLAIN_WORDS: &[&str] = &["yes", "no", "odd"];
 
 struct Lexer<'a> {
     text: &'a [char],
@@ -383,6 +384,7 @@ impl Lexer<'_> {
         } else if !self.named(&run) {
             match run.len() {
                 4.. => self.tokens.push(Token::Word(run)),
+                2.. if PLAIN_WORDS.contains(&run.to_lowercase().as_str()) => self.tokens.push(Token::Word(run)),
                 2.. if UNIT_WORDS.contains(&run.as_str()) => self.tokens.push(Token::Word(run)),
                 _ => self.tokens.extend(run.chars().map(|c| Token::Letter(c.into()))),
             }
@@ -454,7 +456,10 @@ impl Lexer<'_> {
         }
         let name = self.take_while(|c| c.is_ascii_alphabetic());
         let name = name.as_str();
-        if IGNORED.contains(&name) || self.named(name) {
+        if matches!(name, "left" | "right") {
+            // A dot stands for no bracket.
+            self.at += usize::from(self.peek(0) == Some('.'));
+        } else if IGNORED.contains(&name) || self.named(name) {
         } else if let Some((_, symbol)) = SYMBOLS.iter().find(|(known, _)| *known == name) {
             self.tokens.push(Token::Op(*symbol));
         } else if TEXT.contains(&name) {
@@ -516,7 +521,7 @@ impl Lexer<'_> {
 
     /// The width of a separator at the cursor that three digits follow, and whether it can only be one.
     fn separator(&self) -> Option<(usize, bool)> {
-        const SURE: &[&str] = &[",\\!", "{,}", "\\,", "\\ ", "\\;", "\\:", "~", " ", "'"];
+        const SURE: &[&str] = &["{,}", "\\,", "\\ ", "\\;", "\\:", "~", " ", "'"];
         let group = |from: usize| {
             let from = from + (from..).take_while(|&i| self.peek(i) == Some(' ')).count();
             let three = (from..from + 3).all(|i| self.peek(i).is_some_and(|c| c.is_ascii_digit()));
@@ -526,6 +531,9 @@ impl Lexer<'_> {
             if self.starts_with(separator) {
                 return group(separator.len()).map(|width| (width, true));
             }
+        }
+        if self.starts_with(",\\!") {
+            return group(3).map(|width| (width, false));
         }
         let adjacent = self.peek(0) == Some(',') && self.peek(1).is_some_and(|c| c.is_ascii_digit());
         if adjacent { group(1).map(|width| (width, false)) } else { None }

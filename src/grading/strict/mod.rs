@@ -41,11 +41,17 @@ struct Choice {
 }
 
 /// Removes what is around an answer and not of it: a box, emphasis, a final full stop.
-fn trim(text: &str) -> &str {
+pub(super) fn trim(text: &str) -> &str {
+    const AROUND: &[(&str, &str)] = &[("$", "$"), ("\\[", "\\]"), ("\\(", "\\)"), ("**", "**")];
     let mut text = boxed_answer(text).unwrap_or(text);
     loop {
+        let inner = AROUND.iter().find_map(|(open, close)| text.trim().strip_prefix(open)?.strip_suffix(close));
+        if let Some(inner) = inner.filter(|inner| !inner.ends_with('\\')) {
+            text = inner;
+            continue;
+        }
         let trimmed = text.trim().trim_matches(['.', '。', '．', ',', '，', ';', '；', ':', '：']);
-        let trimmed = trimmed.strip_prefix("**").and_then(|inner| inner.strip_suffix("**")).unwrap_or(trimmed);
+
         // The dot of a decimal without a leading zero belongs to it.
         let start = trimmed.as_ptr() as usize - text.as_ptr() as usize;
         let dot = start > 0 && text[..start].ends_with('.') && trimmed.starts_with(|c: char| c.is_ascii_digit());
@@ -222,6 +228,19 @@ impl Answer {
     }
 }
 
+/// Whether a relation between two rational numbers holds.
+fn truth(sides: &[Expr], signs: &[char]) -> Option<bool> {
+    let (a, b) = (sides.first()?.exact()?, sides.get(1)?.exact()?);
+    match signs.first()? {
+        '=' => Some(a == b),
+        '<' => Some(a < b),
+        '>' => Some(a > b),
+        '≤' => Some(a <= b),
+        '≥' => Some(a >= b),
+        _ => None,
+    }
+}
+
 /// Whether `prediction` is the same answer as `gold`.
 pub fn is_equal(prediction: &str, gold: &str, options: Options) -> bool {
     Answer::parse(prediction).equals(&Answer::parse(gold), options)
@@ -231,18 +250,43 @@ pub fn is_equal(prediction: &str, gold: &str, options: Options) -> bool {
 pub struct Symbolic(Expr);
 
 impl Symbolic {
-    /// None if the text is none, or is several.
+    /// Reads the expression that a text starts with, as SymPy does. None if there is none, or if it is written in a way
+    /// that strict mode reads and SymPy's LaTeX parser does not.
     pub fn parse(text: &str) -> Option<Symbolic> {
-        let expr = parser::parse(&lex(text, false)?.tokens)?;
-        let equation =
-            matches!(&expr, Expr::Relation(operands, signs) if signs == &['='] && operands.iter().all(Expr::is_scalar));
-        (equation || expr.is_scalar()).then_some(Symbolic(expr))
+        const NOT_LATEX: &[&str] = &["boxed", "{,}", "cfrac", "mathrm", "**"];
+        const PLAIN_NAMES: &[&str] = &["sqrt", "frac", "arc", "sin", "cos", "tan", "log", "ln", "exp", "or", "and"];
+        let plain = |word: &str| PLAIN_NAMES.iter().any(|name| word.contains(name));
+        // Words without a backslash: every second piece of the text begins with a command's name.
+        let words = text.split('\\').enumerate().map(|(i, piece)| match i {
+            0 => piece,
+            _ => piece.trim_start_matches(|c: char| c.is_ascii_alphabetic()),
+        });
+        if !text.is_ascii() || NOT_LATEX.iter().any(|part| text.contains(part)) || words.into_iter().any(plain) {
+            return None;
+        }
+        let mut tokens = lex(text, false)?.tokens;
+        while matches!(tokens.last(), Some(Token::Op('+' | '-' | '*' | '/' | '=' | '^' | '<' | '>'))) {
+            tokens.pop();
+        }
+        let decimal = |token: &Token| match token {
+            Token::Number { exponent, .. } => *exponent == 0,
+            token => !matches!(token, Token::Repeating(_)),
+        };
+        let expr = if tokens.iter().all(decimal) { parser::parse_as_sympy(&tokens)? } else { return None };
+        let relation =
+            matches!(&expr, Expr::Relation(operands, _) if operands.len() == 2 && operands.iter().all(Expr::is_scalar));
+        (relation || expr.is_scalar()).then_some(Symbolic(expr))
     }
 
-    /// Whether both are the same expression, or equations whose sides differ by the same but for the sign.
+    /// Whether both are the same expression, or relations whose sides differ by the same but for the sign: the published
+    /// code does not look at which relation it is.
     pub fn equals(&self, other: &Symbolic) -> bool {
         match (&self.0, &other.0) {
-            (Expr::Relation(a, _), Expr::Relation(b, _)) => {
+            (Expr::Relation(a, s), Expr::Relation(b, t)) => {
+                // SymPy replaces a relation between numbers by its truth.
+                if let (Some(x), Some(y)) = (truth(a, s), truth(b, t)) {
+                    return x == y;
+                }
                 let difference = |sides: &[Expr]| sides[0].clone().minus(sides[1].clone());
                 let (a, b) = (difference(a), difference(b));
                 identity::identical(&a, &b) || identity::identical(&a.negative(), &b)

@@ -19,17 +19,23 @@ pub struct Parser<'a> {
     /// The sign that ± stands for, and whether one was met.
     plus: bool,
     met_plus_minus: bool,
+    /// The reading of SymPy's LaTeX parser: π, e and i are variables, 1\frac{1}{2} is a product, n(n+1) a function of n+1.
+    as_sympy: bool,
 }
 
 /// Parses a whole answer: one expression, or a list of several. None if it is not one.
 pub fn parse(tokens: &[Token]) -> Option<Expr> {
-    let mut parser =
-        Parser { tokens, at: 0, depth: 0, nodes: 0, used_digits: 0, bar_closes: false, plus: true, met_plus_minus: false };
+    let mut parser = Parser::new(tokens, false);
     let mut items = parser.items(&[], true)?;
     if parser.at < tokens.len() || items.is_empty() {
         return None;
     }
     Some(if items.len() == 1 { items.remove(0) } else { Expr::List(items) })
+}
+
+/// Parses one expression or relation as SymPy 1.12 reads LaTeX, which ignores what follows it.
+pub fn parse_as_sympy(tokens: &[Token]) -> Option<Expr> {
+    Parser::new(tokens, true).relation()
 }
 
 const RELATIONS: &str = "=<>≤≥≠≈≡∈∉⊂⊆→⊥∥∼";
@@ -101,6 +107,19 @@ fn quotient(over: Expr, under: Expr) -> Expr {
 }
 
 impl<'a> Parser<'a> {
+    fn new(tokens: &'a [Token], as_sympy: bool) -> Parser<'a> {
+        Parser {
+            tokens,
+            at: 0,
+            depth: 0,
+            nodes: 0,
+            used_digits: 0,
+            bar_closes: false,
+            plus: true,
+            met_plus_minus: false,
+            as_sympy,
+        }
+    }
     fn peek(&self) -> Option<&'a Token> {
         self.tokens.get(self.at)
     }
@@ -391,6 +410,7 @@ impl<'a> Parser<'a> {
         let value = decimal(digits, exponent)?;
         if digits.bytes().all(|b| b.is_ascii_digit())
             && exponent == 0
+            && !self.as_sympy
             && let Some(fraction) = self.proper_fraction()
         {
             return Some(Expr::Number(Expr::Sum(vec![value, fraction]).exact()?));
@@ -478,13 +498,14 @@ impl<'a> Parser<'a> {
             }
         }
         match name.as_str() {
+            _ if self.as_sympy => {}
             "π" => return Some(Expr::Pi),
             "e" => return Some(Expr::E),
             "i" => return Some(Expr::I),
             "mathbb R" => return Some(Expr::Tuple('(', ')', vec![Expr::Infinity.negative(), Expr::Infinity])),
             _ => {}
         }
-        if letter.len() == 1 && "fghFGH".contains(letter) && self.is_op(0, '(') {
+        if (self.as_sympy || letter.len() == 1 && "fghFGH".contains(letter)) && self.is_op(0, '(') {
             let start = self.at;
             self.bracketed('(')?;
             return Some(Expr::Symbol(name + &spell(&self.tokens[start..self.at])));
@@ -631,7 +652,10 @@ impl<'a> Parser<'a> {
     fn function(&mut self, name: &str) -> Option<Expr> {
         self.at += 1;
         let base = match name == "log" && self.eat('_') {
-            true => Some(self.nested(false, |p| p.argument(false))?),
+            true => {
+                let one_digit = self.as_sympy;
+                Some(self.nested(false, |p| p.argument(one_digit))?)
+            }
             false => (name == "lg").then(|| integer(10)),
         };
         let power = match self.eat('^') {
