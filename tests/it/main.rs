@@ -15,6 +15,8 @@ mod engine;
 mod fakes;
 mod golden;
 mod gpu;
+mod grading;
+mod grading_benchmarks;
 mod inspect_model;
 mod io;
 mod long;

@@ -1,0 +1,303 @@
+//! `strict` mode: answers are parsed, and equal when they say the same mathematics.
+//!
+//! Text becomes tokens (lexer), tokens a tree (parser), constants exact rationals (expr), and what is not rational is
+//! tested for identity at fixed points (identity). What cannot be parsed is compared token by token.
+
+mod equal;
+mod expr;
+mod identity;
+mod lexer;
+mod parser;
+mod units;
+
+pub use equal::Options;
+
+use super::extract::boxed_answer;
+use expr::Expr;
+use lexer::{Token, lex};
+use std::borrow::Cow;
+use units::Unit;
+
+/// An answer that is read once and compared many times.
+#[derive(Debug, Clone)]
+pub struct Answer {
+    text: String,
+    choice: Option<Choice>,
+    /// With commas between digits read as thousands separators, then as commas. One, if that is the same.
+    readings: Vec<Reading>,
+}
+
+#[derive(Debug, Clone)]
+struct Reading {
+    tokens: Vec<Token>,
+    expr: Option<Expr>,
+}
+
+/// An option letter, perhaps with the text of the option: "C", "(C)", "C. 17".
+#[derive(Debug, Clone, PartialEq)]
+struct Choice {
+    letter: char,
+    content: Option<String>,
+}
+
+/// Removes what is around an answer and not of it: a box, emphasis, a final full stop.
+pub(super) fn trim(text: &str) -> &str {
+    const AROUND: &[(&str, &str)] = &[("$", "$"), ("\\[", "\\]"), ("\\(", "\\)"), ("**", "**")];
+    let mut text = boxed_answer(text).unwrap_or(text);
+    loop {
+        let inner = AROUND.iter().find_map(|(open, close)| text.trim().strip_prefix(open)?.strip_suffix(close));
+        if let Some(inner) = inner.filter(|inner| !inner.ends_with('\\')) {
+            text = inner;
+            continue;
+        }
+        let trimmed = text.trim().trim_matches(['.', '。', '．', ',', '，', ';', '；', ':', '：']);
+
+        // The dot of a decimal without a leading zero belongs to it.
+        let start = trimmed.as_ptr() as usize - text.as_ptr() as usize;
+        let dot = start > 0 && text[..start].ends_with('.') && trimmed.starts_with(|c: char| c.is_ascii_digit());
+        let trimmed = if dot { &text[start - 1..start + trimmed.len()] } else { trimmed };
+        if trimmed.len() == text.len() {
+            return text;
+        }
+        text = trimmed;
+    }
+}
+
+fn choice(text: &str) -> Option<Choice> {
+    let mut text = Cow::Borrowed(text.trim_matches(|c: char| c.is_whitespace() || "$*".contains(c)));
+    for command in ["\\text", "\\mathrm", "\\textbf", "\\mathbf"] {
+        let inner = text.strip_prefix(command).map(str::trim_start).and_then(|rest| rest.strip_prefix('{'));
+        if let Some((inner, rest)) = inner.and_then(|inner| inner.split_once('}')) {
+            text = Cow::Owned(format!("{}{rest}", inner.trim()));
+        }
+    }
+    let mut rest = text.chars();
+    let mut next = rest.next()?;
+    let bracket = matches!(next, '(' | '（');
+    if bracket {
+        next = rest.next()?;
+    }
+    let letter = match next {
+        'Ａ'..='Ｊ' => char::from_u32(next as u32 - 'Ａ' as u32 + 'A' as u32)?,
+        'A'..='J' | 'a'..='j' => next,
+        _ => return None,
+    };
+    let after = rest.as_str();
+    let content = match bracket {
+        true => after.strip_prefix([')', '）'])?,
+        false => match after.strip_prefix(['.', '．', ')', '）', ':', '：', '、']) {
+            Some(content) => content,
+            None if after.trim().is_empty() => "",
+            None => return None,
+        },
+    };
+    let content = content.trim();
+    // f: x → 2x and (a)(b) are no options.
+    if !letter.is_ascii_uppercase() && !content.is_empty()
+        || bracket && content.starts_with(['(', '^', '+', '-', '*', '/', '='])
+    {
+        return None;
+    }
+    Some(Choice { letter, content: (!content.is_empty()).then(|| content.to_string()) })
+}
+
+/// (1)(3)(4) is a list of statements, no product.
+fn labels(tokens: &[Token]) -> Option<Expr> {
+    let number = |group: &[Token]| match group {
+        [Token::Op('('), Token::Number { digits, exponent: 0 }, Token::Op(')')] if digits.len() == 1 => {
+            expr::decimal(digits, 0)
+        }
+        _ => None,
+    };
+    if tokens.len() < 6 || !tokens.len().is_multiple_of(3) {
+        return None;
+    }
+    Some(Expr::List(tokens.chunks(3).map(number).collect::<Option<_>>()?))
+}
+
+/// Tokens without braces around single ones.
+fn bare(tokens: &[Token]) -> Vec<&Token> {
+    let mut out: Vec<&Token> = Vec::new();
+    for token in tokens {
+        let single = *token == Token::Op('}') && out.len() >= 2 && *out[out.len() - 2] == Token::Op('{');
+        out.push(token);
+        if single {
+            out.pop();
+            let inner = out.pop();
+            out.pop();
+            out.extend(inner);
+        }
+    }
+    out
+}
+
+/// The lower-case text of an answer that is only words.
+fn prose(tokens: &[Token]) -> Option<String> {
+    let mut words = false;
+    let mut text = String::new();
+    for token in tokens {
+        match token {
+            Token::Word(word) => {
+                words = true;
+                text += &word.to_lowercase().replace(' ', "");
+            }
+            Token::Letter(letter) => text += &letter.to_lowercase(),
+            _ => return None,
+        }
+    }
+    words.then_some(text)
+}
+
+impl Reading {
+    fn new(tokens: Vec<Token>) -> Reading {
+        let expr = labels(&tokens).or_else(|| parser::parse(&tokens));
+        Reading { tokens, expr }
+    }
+
+    fn equals(&self, other: &Reading, options: Options) -> bool {
+        if self.tokens == other.tokens {
+            return !self.tokens.is_empty();
+        }
+        match (&self.expr, &other.expr) {
+            (Some(a), Some(b)) => {
+                equal::same(a, b, options) || prose(&self.tokens).is_some_and(|p| prose(&other.tokens) == Some(p))
+            }
+            _ => bare(&self.tokens) == bare(&other.tokens),
+        }
+    }
+}
+
+impl Answer {
+    /// Reads an answer. Too long a text gives one that equals nothing.
+    pub fn parse(text: &str) -> Answer {
+        let text = if text.len() > 4 * lexer::MAX_TEXT { "" } else { trim(text) };
+        let mut readings = Vec::new();
+        if let Some(first) = lex(text, true) {
+            readings.push(Reading::new(first.tokens));
+            if first.ambiguous_comma {
+                readings.extend(lex(text, false).map(|second| Reading::new(second.tokens)));
+            }
+        }
+        Answer { text: text.to_string(), choice: choice(text), readings }
+    }
+
+    /// Whether this is the same answer as `gold`.
+    pub fn equals(&self, gold: &Answer, options: Options) -> bool {
+        match (&self.choice, &gold.choice) {
+            (Some(own), Some(gold)) if gold.letter.is_ascii_uppercase() => {
+                return own.letter.eq_ignore_ascii_case(&gold.letter);
+            }
+            (Some(Choice { content: Some(content), .. }), None) => {
+                return Answer::parse_content(content).is_some_and(|answer| answer.equals(gold, options));
+            }
+            (None, Some(Choice { content: Some(content), .. })) => {
+                return Answer::parse_content(content).is_some_and(|gold| self.equals(&gold, options));
+            }
+            _ => {}
+        }
+        let pairs = self.readings.len().max(gold.readings.len());
+        let reading = |answer: &Answer, i: usize| answer.readings.get(i).or(answer.readings.last()).cloned();
+        let equal = (0..pairs).any(|i| match (reading(self, i), reading(gold, i)) {
+            (Some(a), Some(b)) => a.equals(&b, options),
+            _ => false,
+        });
+        equal || self.value_before_unit().is_some_and(|value| gold.is_number() && value.equals(gold, options))
+    }
+
+    /// The text after an option letter, which is not an option again.
+    fn parse_content(content: &str) -> Option<Answer> {
+        let answer = Answer::parse(content);
+        answer.choice.is_none().then_some(answer)
+    }
+
+    fn is_number(&self) -> bool {
+        self.readings.iter().any(|reading| {
+            reading.expr.as_ref().is_some_and(|e| {
+                let value = if let Expr::Quantity(value, _) = e { value } else { e };
+                value.is_scalar() && value.is_constant()
+            })
+        })
+    }
+
+    /// "5 m/s" in plain text: the number with its unit, whose letters alone would be variables.
+    fn value_before_unit(&self) -> Option<Answer> {
+        let (number, unit) = self.text.split_once(' ')?;
+        Unit::parse_known(unit)?;
+        let worded = Answer::parse(&format!("{number}\\text{{ {unit}}}"));
+        (worded.is_number() && !Answer::parse(unit).readings.is_empty()).then_some(worded)
+    }
+}
+
+/// Whether a relation between two rational numbers holds.
+fn truth(sides: &[Expr], signs: &[char]) -> Option<bool> {
+    let (a, b) = (sides.first()?.exact()?, sides.get(1)?.exact()?);
+    match signs.first()? {
+        '=' => Some(a == b),
+        '<' => Some(a < b),
+        '>' => Some(a > b),
+        '≤' => Some(a <= b),
+        '≥' => Some(a >= b),
+        _ => None,
+    }
+}
+
+/// Whether `prediction` is the same answer as `gold`.
+pub fn is_equal(prediction: &str, gold: &str, options: Options) -> bool {
+    Answer::parse(prediction).equals(&Answer::parse(gold), options)
+}
+
+/// A single expression or equation: what LIMO's rules hand to a computer algebra system.
+pub struct Symbolic(Expr);
+
+impl Symbolic {
+    /// Reads the expression that a text starts with, as SymPy does. None if there is none, or if it is written in a way
+    /// that strict mode reads and SymPy's LaTeX parser does not.
+    pub fn parse(text: &str) -> Option<Symbolic> {
+        const NOT_LATEX: &[&str] = &["boxed", "{,}", "cfrac", "mathrm", "**"];
+        const PLAIN_NAMES: &[&str] = &["sqrt", "frac", "arc", "sin", "cos", "tan", "log", "ln", "exp", "or", "and"];
+        let plain = |word: &str| PLAIN_NAMES.iter().any(|name| word.contains(name));
+        // Words without a backslash: every second piece of the text begins with a command's name.
+        let words = text.split('\\').enumerate().map(|(i, piece)| match i {
+            0 => piece,
+            _ => piece.trim_start_matches(|c: char| c.is_ascii_alphabetic()),
+        });
+        if !text.is_ascii() || NOT_LATEX.iter().any(|part| text.contains(part)) || words.into_iter().any(plain) {
+            return None;
+        }
+        let mut tokens = lex(text, false)?.tokens;
+        while matches!(tokens.last(), Some(Token::Op('+' | '-' | '*' | '/' | '=' | '^' | '<' | '>'))) {
+            tokens.pop();
+        }
+        let decimal = |token: &Token| match token {
+            Token::Number { exponent, .. } => *exponent == 0,
+            token => !matches!(token, Token::Repeating(_)),
+        };
+        let expr = if tokens.iter().all(decimal) { parser::parse_as_sympy(&tokens)? } else { return None };
+        let relation =
+            matches!(&expr, Expr::Relation(operands, _) if operands.len() == 2 && operands.iter().all(Expr::is_scalar));
+        (relation || expr.is_scalar()).then_some(Symbolic(expr))
+    }
+
+    /// Whether both are the same expression, or relations whose sides differ by the same but for the sign: the published
+    /// code does not look at which relation it is.
+    pub fn equals(&self, other: &Symbolic) -> bool {
+        match (&self.0, &other.0) {
+            (Expr::Relation(a, s), Expr::Relation(b, t)) => {
+                // SymPy replaces a relation between numbers by its truth.
+                if let (Some(x), Some(y)) = (truth(a, s), truth(b, t)) {
+                    return x == y;
+                }
+                let difference = |sides: &[Expr]| sides[0].clone().minus(sides[1].clone());
+                let (a, b) = (difference(a), difference(b));
+                identity::identical(&a, &b) || identity::identical(&a.negative(), &b)
+            }
+            (Expr::Relation(..), _) | (_, Expr::Relation(..)) => false,
+            (a, b) => a == b || identity::identical(a, b),
+        }
+    }
+
+    /// The value of a real constant.
+    pub fn value(&self) -> Option<f64> {
+        identity::constant(&self.0)
+    }
+}

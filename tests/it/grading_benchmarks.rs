@@ -1,0 +1,290 @@
+//! Every gold answer of the benchmark files: equal to itself, also rewritten, and different from what is changed.
+
+use crate::grading::STRICT;
+use limo_engine::grading::{Gold, Mode};
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Instant;
+
+/// (file, gold answer) of all rows. Empty where the files are not there.
+fn golds() -> Vec<(String, Value)> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/data/benchmarks");
+    let mut golds = Vec::new();
+    let Ok(entries) = std::fs::read_dir(&folder) else {
+        eprintln!("skipped 1 test: {} is not there", folder.display());
+        return golds;
+    };
+    let mut files: Vec<_> = entries.map(|entry| entry.unwrap().path()).collect();
+    files.sort();
+    for file in files {
+        let name = file.file_stem().unwrap().to_string_lossy().into_owned();
+        for line in std::fs::read_to_string(&file).unwrap().lines() {
+            let row: Value = serde_json::from_str(line).unwrap();
+            golds.push((name.clone(), row["answer"].clone()));
+        }
+    }
+    golds
+}
+
+/// A rewrite of an answer, or None where it does not apply.
+type Rewrite = (&'static str, fn(&str) -> Option<String>);
+
+fn changed(text: &str, new: String) -> Option<String> {
+    (new != text).then_some(new)
+}
+
+fn is_integer(text: &str) -> bool {
+    let digits = text.strip_prefix('-').unwrap_or(text);
+    !digits.is_empty() && digits.len() <= 15 && digits.bytes().all(|b| b.is_ascii_digit())
+}
+
+fn is_number(text: &str) -> bool {
+    is_integer(&text.replacen('.', "", 1)) && text.ends_with(|c: char| c.is_ascii_digit())
+}
+
+/// The position of the first and last byte of the first run of digits that is a number of its own.
+fn first_digits(text: &str) -> Option<(usize, usize)> {
+    let bytes = text.as_bytes();
+    let start = (0..bytes.len()).find(|&i| bytes[i].is_ascii_digit())?;
+    let end = (start..bytes.len()).find(|&i| !bytes[i].is_ascii_digit()).unwrap_or(bytes.len());
+    Some((start, end))
+}
+
+/// Over and under of a text that is one \frac{a}{b} of integers, with what stands before.
+fn fraction(text: &str) -> Option<(&str, &str, &str)> {
+    let (before, rest) = text.split_once("\\frac{")?;
+    let (over, rest) = rest.split_once("}{")?;
+    let under = rest.strip_suffix('}')?;
+    (matches!(before, "" | "-") && is_integer(over) && is_integer(under)).then_some((before, over, under))
+}
+
+/// The outer brackets and the parts of a tuple or interval, or of a list without brackets.
+fn parts(text: &str) -> Option<(&str, Vec<&str>, &str)> {
+    let bracketed = text.starts_with(['(', '[']) && text.ends_with([')', ']']);
+    let inner = if bracketed { &text[1..text.len() - 1] } else { text };
+    let plain = !inner.contains(['(', ')', '[', ']', '{', '}', '\\', '$', '=', ';', '.']) && inner.is_ascii();
+    let parts: Vec<&str> = inner.split(',').map(str::trim).collect();
+    let simple = plain && parts.len() >= 2 && parts.iter().all(|part| is_integer(part) || part.len() == 1);
+    simple.then(|| if bracketed { (&text[..1], parts, &text[text.len() - 1..]) } else { ("", parts, "") })
+}
+
+const SAME: &[Rewrite] = &[
+    ("dfrac", |t| changed(t, t.replace("\\frac", "\\dfrac"))),
+    ("tfrac", |t| changed(t, t.replace("\\dfrac", "\\tfrac"))),
+    ("spaces at the ends", |t| Some(format!("  {t} "))),
+    ("spaces inside", |t| changed(t, t.replace('+', " + ").replace("\\frac{", "\\frac {"))),
+    ("left right", |t| {
+        let plain = !t.contains("\\left") && t.matches('(').count() == t.matches(')').count() && !t.contains(['[', ']', '\\']);
+        changed(t, t.replace('(', "\\left(").replace(')', "\\right)")).filter(|_| plain)
+    }),
+    ("without left right", |t| changed(t, t.replace("\\left", "").replace("\\right", "")).filter(|_| !t.contains(".\\"))),
+    ("dollars", |t| (!t.contains('$')).then(|| format!("${t}$"))),
+    ("without dollars", |t| {
+        let inner = t.strip_prefix('$')?.strip_suffix('$')?;
+        (!inner.contains('$')).then(|| inner.to_string())
+    }),
+    ("boxed", |t| (!t.contains('$')).then(|| format!("So the result is $\\boxed{{{t}}}$."))),
+    ("full stop", |t| Some(format!("{t}."))),
+    ("slash", |t| fraction(t).map(|(sign, a, b)| format!("{sign}{a}/{b}"))),
+    ("short frac", |t| {
+        let (sign, a, b) = fraction(t)?;
+        (a.len() == 1 && b.len() == 1).then(|| format!("{sign}\\frac{a}{b}"))
+    }),
+    ("decimals", |t| is_integer(t).then(|| format!("{t}.0"))),
+    ("negative space", |t| changed(t, t.replace(", ", ",\\! "))),
+    ("x=", |t| is_number(t).then(|| format!("x={t}"))),
+    ("spaced x =", |t| is_number(t).then(|| format!("x = {t}"))),
+    ("thousands", |t| {
+        let groups = is_integer(t) && !t.starts_with(['-', '0']) && (4..=6).contains(&t.len());
+        groups.then(|| format!("{},{}", &t[..t.len() - 3], &t[t.len() - 3..]))
+    }),
+    ("text", |t| (t.chars().count() == 1 && t.chars().all(|c| c.is_ascii_uppercase())).then(|| format!("\\text{{{t}}}"))),
+    ("bracketed letter", |t| (t.len() == 1 && ("A".."E").contains(&t)).then(|| format!("({t})"))),
+    ("degrees", |t| changed(t, t.replace("^\\circ", "^{\\circ}"))),
+    ("geq", |t| changed(t, t.replace("\\geqslant", "\\geq"))),
+    ("unit", |t| (is_number(t) && !t.contains("000")).then(|| format!("{t} \\text{{ meters}}"))),
+    ("line break", |t| Some(format!("{t}\n"))),
+    ("braces of subscripts", |t| changed(t, t.replace("_{1}", "_1").replace("_{0}", "_0"))),
+];
+
+/// Rewrites that mean the same, but that LIMO's rules do not see through.
+const SAME_STRICT: &[Rewrite] = &[
+    ("thin space", |t| changed(t, t.replace("+", "\\,+\\,"))),
+    ("displaystyle", |t| (!t.contains('$') && !t.starts_with("C. ")).then(|| format!("\\displaystyle {t}"))),
+    ("parentheses", |t| (!t.contains('$') && t.contains("\\frac")).then(|| format!("\\[ {t} \\]"))),
+    ("full width", |t| {
+        let wide =
+            |c: char| if c.is_ascii_digit() || "(),".contains(c) { char::from_u32(c as u32 + 0xFEE0).unwrap() } else { c };
+        let plain = t.chars().all(|c| c.is_ascii_digit() || "(), -".contains(c));
+        changed(t, t.chars().map(wide).collect()).filter(|_| plain)
+    }),
+    ("emphasis", |t| (!t.contains(['$', '*'])).then(|| format!("**{t}**"))),
+    ("reversed list", |t| {
+        let ("", mut parts, _) = parts(t)? else { return None };
+        parts.reverse();
+        Some(parts.join(", "))
+    }),
+    ("Chinese comma", |t| parts(t).filter(|(open, ..)| open.is_empty()).map(|(_, parts, _)| parts.join("，"))),
+    ("or", |t| parts(t).filter(|(open, ..)| open.is_empty()).map(|(_, parts, _)| parts.join(" or "))),
+    ("factor one", |t| fraction(t).map(|(sign, a, b)| format!("{sign}\\frac{{2 \\cdot {a}}}{{2 \\cdot {b}}}"))),
+];
+
+const DIFFERENT: &[Rewrite] = &[
+    ("plus one", |t| is_integer(t).then(|| (t.parse::<i64>().unwrap() + 1).to_string())),
+    ("minus one", |t| is_integer(t).then(|| (t.parse::<i64>().unwrap() - 1).to_string())),
+    ("sign", |t| {
+        (is_number(t) && t.contains(['1', '2', '3', '4', '5', '6', '7', '8', '9']))
+            .then(|| t.strip_prefix('-').map_or_else(|| format!("-{t}"), str::to_string))
+    }),
+    ("times ten", |t| (is_integer(t) && t != "0").then(|| format!("{t}0"))),
+    ("twice", |t| (is_integer(t) && t != "0").then(|| format!("2 \\cdot {t}"))),
+    ("half", |t| (is_integer(t) && t != "0").then(|| format!("\\frac{{{t}}}{{2}}"))),
+    ("a digit more", |t| {
+        (is_number(t) && t.split_once('.').is_some_and(|(_, places)| places.len() < 4)).then(|| format!("{t}1"))
+    }),
+    ("swapped fraction", |t| {
+        let (sign, a, b) = fraction(t)?;
+        (a != b).then(|| format!("{sign}\\frac{{{b}}}{{{a}}}"))
+    }),
+    ("other numerator", |t| {
+        fraction(t).map(|(sign, a, b)| format!("{sign}\\frac{{{}}}{{{b}}}", a.parse::<i64>().unwrap() + 1))
+    }),
+    ("other denominator", |t| {
+        fraction(t).map(|(sign, a, b)| format!("{sign}\\frac{{{a}}}{{{}}}", b.parse::<i64>().unwrap() + 1))
+    }),
+    ("sign of a fraction", |t| {
+        let (sign, a, b) = fraction(t)?;
+        (a != "0").then(|| format!("{}\\frac{{{a}}}{{{b}}}", if sign.is_empty() { "-" } else { "" }))
+    }),
+    ("another bracket", |t| {
+        let (open, parts, close) = parts(t)?;
+        (!open.is_empty()).then(|| format!("{}{}{close}", if open == "(" { "[" } else { "(" }, parts.join(",")))
+    }),
+    ("dropped element", |t| {
+        let (open, parts, close) = parts(t)?;
+        (parts.len() > 2 || open.is_empty()).then(|| format!("{open}{}{close}", parts[1..].join(",")))
+    }),
+    ("added element", |t| parts(t).map(|(open, parts, close)| format!("{open}{},7531{close}", parts.join(",")))),
+    ("reordered tuple", |t| {
+        let (open, mut parts, close) = parts(t)?;
+        parts.reverse();
+        let differs = !open.is_empty() && parts.first() != parts.last();
+        differs.then(|| format!("{open}{}{close}", parts.join(",")))
+    }),
+    ("other letter", |t| (t.len() == 1 && ("A".."E").contains(&t)).then(|| if t == "A" { "B" } else { "A" }.to_string())),
+    ("first number", |t| {
+        // Within text and subscripts a number may not matter; "0." may be followed by nothing.
+        let (start, end) =
+            first_digits(t).filter(|_| t.is_ascii() && !t.starts_with("C. ") && !t.contains("text") && !t.contains("(K"))?;
+        let number: i64 = t[start..end].parse().ok()?;
+        Some(format!("{}{}{}", &t[..start], number + 1, &t[end..]))
+    }),
+    ("exponent", |t| changed(t, t.replacen("^2", "^3", 1).replacen("^{2}", "^{3}", 1))),
+    ("plus to minus", |t| (t.matches(['+', '-']).count() == 1).then(|| t.replace('+', "-")).and_then(|new| changed(t, new))),
+    ("sine to cosine", |t| changed(t, t.replacen("\\sin", "\\cos", 1))),
+    ("root", |t| changed(t, t.replacen("\\sqrt{", "\\sqrt[5]{", 1)).filter(|_| !t.contains("sqrt[") && !t.starts_with('（'))),
+    ("one more", |t| {
+        let plain =
+            !t.contains(['=', '<', '>', ',', '$', ';']) && !t.contains("\\text") && !t.contains("\\infty") && t.is_ascii();
+        (plain && t.contains('\\') && !t.contains("begin") && !t.contains("le")).then(|| format!("1 + {t}"))
+    }),
+    ("another word", |t| (t.chars().all(char::is_alphabetic) && t.chars().count() > 1).then(|| format!("{t}x"))),
+    ("relation", |t| {
+        changed(t, t.replace('<', "\u{0}").replace('>', "<").replace('\u{0}', ">"))
+            .filter(|_| t.matches(['<', '>']).count() == 1)
+    }),
+    ("unrelated", |_| Some("987654321".into())),
+    ("nothing", |_| Some(String::new())),
+];
+
+/// Checks rewrites on all gold answers: how often each applied, and which verdicts are not `expected`.
+fn check(
+    mode: Mode,
+    golds: &[(String, Value)],
+    rewrites: &[Rewrite],
+    expected: bool,
+) -> (BTreeMap<&'static str, usize>, Vec<String>) {
+    let mut applied = BTreeMap::new();
+    let mut wrong = Vec::new();
+    for (file, value) in golds {
+        let gold = Gold::new(value, mode).unwrap();
+        for (name, rewrite) in rewrites {
+            let Some(new) = rewrite(gold.text()) else { continue };
+            *applied.entry(*name).or_default() += 1;
+            if gold.accepts(&new) != expected {
+                wrong.push(format!("{file}, {name}: {} from {}", new, gold.text()));
+            }
+        }
+    }
+    (applied, wrong)
+}
+
+#[test]
+fn every_gold_answer_equals_itself() {
+    let golds = golds();
+    for mode in [STRICT, Mode::Limo] {
+        for (file, value) in &golds {
+            let gold = Gold::new(value, mode).unwrap();
+            assert!(gold.accepts(gold.text()), "{file}, {mode:?}: {}", gold.text());
+        }
+    }
+    println!("{} gold answers equal themselves in both modes", golds.len());
+}
+
+#[test]
+fn rewrites_keep_the_meaning_of_every_gold_answer() {
+    let golds = golds();
+    if golds.is_empty() {
+        return;
+    }
+    let (limo, mut wrong) = check(Mode::Limo, &golds, &[], true);
+    assert!(limo.is_empty());
+    for (mode, rewrites) in [(STRICT, SAME), (STRICT, SAME_STRICT)] {
+        let (applied, failures) = check(mode, &golds, rewrites, true);
+        println!("applied: {applied:?}; {} not seen through", failures.len());
+        assert!(applied.len() >= rewrites.len() - 1, "some rewrites never apply: {applied:?}");
+        wrong.extend(failures);
+    }
+    assert!(wrong.is_empty(), "{} rewrites change the verdict:\n{}", wrong.len(), wrong.join("\n"));
+}
+
+#[test]
+fn changes_of_meaning_are_seen_in_every_gold_answer() {
+    let golds = golds();
+    if golds.is_empty() {
+        return;
+    }
+    let (applied, wrong) = check(STRICT, &golds, DIFFERENT, false);
+    println!("applied: {applied:?}");
+    assert_eq!(applied.len(), DIFFERENT.len(), "some changes never apply: {applied:?}");
+    assert!(wrong.is_empty(), "{} changes are not seen:\n{}", wrong.len(), wrong.join("\n"));
+}
+
+/// A lower bound that a busy machine and a build with assertions still reach; the rate itself is printed.
+#[test]
+fn gradings_a_second() {
+    const LEAST: f64 = 10_000.0;
+    let golds = golds();
+    if golds.is_empty() {
+        return;
+    }
+    for mode in [STRICT, Mode::Limo] {
+        let read: Vec<Gold> = golds.iter().map(|(_, value)| Gold::new(value, mode).unwrap()).collect();
+        // Half the predictions are right and spelled differently, half are another problem's answer.
+        let predictions: Vec<String> =
+            read.iter().map(|gold| format!(" {}.", gold.text().replace("\\frac", "\\dfrac"))).collect();
+        let start = Instant::now();
+        let mut count = 0u32;
+        while start.elapsed().as_secs_f64() < 1.0 {
+            for (i, gold) in read.iter().enumerate() {
+                gold.accepts(&predictions[i]);
+                gold.accepts(&predictions[(i * 7 + 1) % predictions.len()]);
+                count += 2;
+            }
+        }
+        let rate = f64::from(count) / start.elapsed().as_secs_f64();
+        println!("{mode:?}: {rate:.0} gradings a second on one core");
+        assert!(rate >= LEAST, "{mode:?}: {rate:.0} gradings a second");
+    }
+}
