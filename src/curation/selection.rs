@@ -1,7 +1,7 @@
 //! Which chains are trained on: a gate, the best chain of each problem, a ranking, and from its top as many as are wanted, balanced and without repetition. A pure
 //! function of the chains and the seed: their order does not matter.
 
-use super::words::{english_words, is_chinese};
+use super::normalise::{gram_hash, gram_hashes, normalise, word_hashes};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// A chain that could be chosen.
@@ -182,29 +182,11 @@ fn without_repetition(candidates: &[Candidate], ranking: Vec<usize>, likeness: f
     (different, alike)
 }
 
-/// Hashes of the runs of five words of a text, or of all its words if they are fewer; a Chinese character is a word, and so is a number.
+/// Hashes of the runs of five words of a text, or of all its words if they are fewer.
 fn runs(text: &str) -> BTreeSet<u64> {
     const RUN: usize = 5;
-    let mut spaced = String::with_capacity(text.len());
-    for c in text.chars() {
-        if is_chinese(c) || c.is_numeric() {
-            spaced.extend([' ', c, ' ']);
-        } else {
-            spaced.push(c);
-        }
-    }
-    let words: Vec<String> = spaced
-        .split_whitespace()
-        .flat_map(|part| match part.chars().next() {
-            Some(c) if is_chinese(c) || c.is_numeric() => vec![part.to_string()],
-            _ => english_words(part),
-        })
-        .collect();
-    let hash = |words: &[String]| {
-        let hash = blake3::hash(words.join(" ").as_bytes());
-        hash.as_bytes()[..8].iter().fold(0, |word, &byte| word << 8 | u64::from(byte))
-    };
-    if words.len() < RUN { BTreeSet::from([hash(&words)]) } else { words.windows(RUN).map(hash).collect() }
+    let words = word_hashes(&normalise(text));
+    if words.len() < RUN { BTreeSet::from([gram_hash(&words)]) } else { gram_hashes(&words, RUN).collect() }
 }
 
 /// How many of each group may be chosen so that groups are as even as there are candidates for: all of the small ones, and of the others equally many, or one more

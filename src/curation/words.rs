@@ -1,9 +1,6 @@
 //! Words of texts in English and Chinese, and how often those of a list come in them.
 
-/// Whether a character belongs to a script that puts no spaces between words.
-pub fn is_chinese(c: char) -> bool {
-    matches!(c, '\u{3400}'..='\u{4dbf}' | '\u{4e00}'..='\u{9fff}' | '\u{f900}'..='\u{faff}' | '\u{20000}'..='\u{3134f}')
-}
+use super::normalise::is_cjk;
 
 /// The words of a text in lower case: runs of letters with apostrophes and hyphens within. LaTeX commands, digits and Chinese characters are none.
 pub fn english_words(text: &str) -> Vec<String> {
@@ -11,7 +8,7 @@ pub fn english_words(text: &str) -> Vec<String> {
     let mut word = String::new();
     let mut command = false;
     for c in text.chars().chain([' ']) {
-        let letter = c.is_alphabetic() && !is_chinese(c);
+        let letter = c.is_alphabetic() && !is_cjk(c);
         if letter || (matches!(c, '\'' | '’' | '-') && !word.is_empty()) {
             word.extend(if c == '’' { '\''.to_lowercase() } else { c.to_lowercase() });
             continue;
@@ -28,8 +25,8 @@ pub fn english_words(text: &str) -> Vec<String> {
 
 /// How many words a text has: those between spaces, and two for each three Chinese characters, which is about how long Chinese words are.
 pub fn count_words(text: &str) -> f64 {
-    let chinese = text.chars().filter(|&c| is_chinese(c)).count();
-    let spaced = text.split_whitespace().filter(|part| part.chars().any(|c| !is_chinese(c))).count();
+    let chinese = text.chars().filter(|&c| is_cjk(c)).count();
+    let spaced = text.split_whitespace().filter(|part| part.chars().any(|c| !is_cjk(c))).count();
     spaced as f64 + chinese as f64 * 2.0 / 3.0
 }
 

@@ -2,6 +2,8 @@
 
 mod page;
 mod plot;
+mod review;
 
 pub use page::Report;
 pub use plot::{Bar, bins};
+pub use review::{Review, review};

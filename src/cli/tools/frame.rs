@@ -6,8 +6,8 @@ use crate::data::RowFile;
 use crate::error::{Error, Result, write_error};
 use crate::io::write_atomic;
 use crate::report::{Bar, Report};
-use serde_json::{Map, Value};
-use std::collections::BTreeMap;
+use serde_json::{Map, Value, json};
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::{BufWriter, ErrorKind, Write};
 use std::path::{Path, PathBuf};
@@ -102,9 +102,9 @@ impl Frame {
                 return Err(Error::usage(format!("{flag} {} is an input too", output.display())).help("give it another name"));
             }
         }
-        let create = |path: &PathBuf| {
-            let file = File::create(path).map_err(|e| write_error(path, e))?;
-            Ok((path.clone(), BufWriter::new(file)))
+        let create = |path: &PathBuf| match File::create(path) {
+            Ok(file) => Ok((path.clone(), BufWriter::new(file))),
+            Err(error) => Err(write_error(path, error)),
         };
         Ok(Frame {
             source: Source::new(&args.files),
@@ -222,6 +222,15 @@ pub fn text<'a>(row: &'a Row, names: &[&str]) -> Result<&'a str, String> {
         return Err(format!("none of the fields {} is there", names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")));
     };
     value.as_str().ok_or_else(|| format!("field `{name}`: must be a string"))
+}
+
+/// What tells the chains of all problems apart: the problem's id, the model, and the sample, else the chain's number among those of its problem.
+pub fn chain_key(row: &Row, id: &str, numbers: &mut HashMap<String, usize>) -> String {
+    let number = numbers.entry(id.to_string()).or_default();
+    let sample = present(row, "sample").map_or_else(|| number.to_string(), Value::to_string);
+    *number += 1;
+    let model = present(row, "model").and_then(Value::as_str).unwrap_or_default();
+    json!([id, model, sample]).to_string()
 }
 
 /// Fields that hold a chain of reasoning, as `limo-engine sample` and others write it.

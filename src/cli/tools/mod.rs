@@ -1,13 +1,33 @@
 //! The companion tools: rows in, rows out, statistics on standard error. A file a tool; `frame` is what they share.
 
+mod difficulty;
 mod frame;
+mod grade;
+mod pool;
 mod score;
+mod select;
 
 use super::finish;
 use crate::error::Result;
 use clap::Parser;
 use frame::Frame;
 use std::process::ExitCode;
+
+pub fn pool() -> ExitCode {
+    run(pool::run)
+}
+
+pub fn difficulty() -> ExitCode {
+    run(difficulty::run)
+}
+
+pub fn grade() -> ExitCode {
+    run(grade::run)
+}
+
+pub fn select() -> ExitCode {
+    run(select::run)
+}
 
 pub fn score() -> ExitCode {
     run(score::run)

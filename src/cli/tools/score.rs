@@ -1,6 +1,6 @@
 //! `limo-score`.
 
-use super::frame::{CHAINS, Frame, FrameArgs, PROBLEMS, Row, Source, id, present, text};
+use super::frame::{CHAINS, Frame, FrameArgs, PROBLEMS, Row, Source, chain_key, id, present, text};
 use crate::curation::chain_score::{ChainScore, Keywords, WordLists, sketch};
 use crate::curation::levels::levels;
 use crate::curation::rubric::{self, Verdict, rank_correlation};
@@ -82,12 +82,8 @@ pub fn run(args: ScoreArgs) -> Result<()> {
     while let Some((place, row)) = frame.next()? {
         match score(&row, &args, &lists) {
             Ok((id, score)) => {
-                // Chains of a problem are told apart by their sample, else by their order.
-                let number = numbers.entry(id.clone()).or_default();
-                let name = present(&row, "sample").map_or_else(|| number.to_string(), Value::to_string);
-                *number += 1;
-                let model = present(&row, "model").and_then(Value::as_str).unwrap_or_default();
-                chains.push(Scored { key: json!([id, model, name]).to_string(), row, id, score });
+                let key = chain_key(&row, &id, &mut numbers);
+                chains.push(Scored { row, id, key, score });
             }
             Err(what) => frame.broken(&place, &what),
         }

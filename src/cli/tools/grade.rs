@@ -1,0 +1,257 @@
+//! `limo-grade`.
+
+use super::frame::{Frame, FrameArgs, Place, Row, Source, id, present, text};
+use crate::error::{Error, Result};
+use crate::grading::strict::Options;
+use crate::grading::{Estimate, Extraction, Gold, Mode, Votes, group, majority_at_k, mean_with_interval, pass_at_k, same_answer};
+use crate::report::{Bar, Report};
+use clap::{Parser, ValueEnum};
+use serde_json::{Value, json};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::path::PathBuf;
+
+/// Grade answers: find the final answer of each response, and compare it with the gold answer
+///
+/// Reads rows with response or text and their own answer, or joins them by id to the answers of --gold. Writes each row with extracted and correct. Prints avg@n with
+/// an interval, pass@k and maj@k, of all and by subject and level.
+///
+/// Example: limo-grade --gold configs/tiny/heldout.jsonl samples.jsonl > graded.jsonl
+///
+/// docs/data.md has the rules of both modes.
+#[derive(Parser)]
+#[command(name = "limo-grade", version)]
+pub struct GradeArgs {
+    #[command(flatten)]
+    frame: FrameArgs,
+    /// Rows of id and answer (or choice_answer), with subject and level where they are known
+    #[arg(long, value_name = "FILE")]
+    gold: Option<PathBuf>,
+    /// strict: the same mathematics; limo: the published rules of LIMO, which accept more
+    #[arg(long, value_enum, default_value_t = ModeChoice::Strict)]
+    mode: ModeChoice,
+    /// boxed: the last \boxed; auto: without one also "the answer is", the last formula, the last number, a letter
+    #[arg(long, value_enum, default_value_t = ExtractChoice::Boxed)]
+    extract: ExtractChoice,
+    /// Samples of pass@k and maj@k; only those that every problem has enough samples for are printed
+    #[arg(long, value_name = "K,…", value_delimiter = ',', default_value = "1", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    k: Vec<u32>,
+    /// In strict mode 28 % also equals 0.28
+    #[arg(long)]
+    percent_as_fraction: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum ModeChoice {
+    Strict,
+    Limo,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum ExtractChoice {
+    Boxed,
+    Auto,
+}
+
+/// A problem's gold answer, and what it is counted under.
+struct Problem {
+    gold: Gold,
+    /// "subject: algebra", "level: 5"
+    groups: Vec<String>,
+    place: Place,
+}
+
+/// The samples of a problem.
+#[derive(Default)]
+struct Samples {
+    groups: Vec<String>,
+    /// What each one answered, and whether that is right.
+    answers: Vec<(Option<String>, bool)>,
+    names: HashSet<String>,
+}
+
+pub fn run(args: GradeArgs) -> Result<()> {
+    let options = Options { percent_as_fraction: args.percent_as_fraction };
+    let mode = if args.mode == ModeChoice::Limo { Mode::Limo } else { Mode::Strict(options) };
+    let mut frame = Frame::open(&args.frame)?;
+    let problems = args.gold.as_ref().map(|path| read_gold(&mut frame, path, mode)).transpose()?;
+    let mut graded: BTreeMap<String, Samples> = BTreeMap::new();
+    let mut number = 0usize;
+    while let Some((place, mut row)) = frame.next()? {
+        let result = grade(&mut row, number, problems.as_ref(), &mut graded, mode, args.extract);
+        number += 1;
+        match result {
+            Ok(()) => frame.write(&row)?,
+            Err(what) => frame.broken(&place, &what),
+        }
+    }
+    for (id, problem) in problems.iter().flatten() {
+        if !graded.contains_key(id) {
+            frame.broken(&problem.place, &format!("id {id} has no samples"));
+        }
+    }
+    let table = table(&graded, &args.k, mode);
+    let headers: Vec<&str> = table.headers.iter().map(String::as_str).collect();
+    super::print_table(&frame, &headers, &table.rows);
+    frame.finish("Grades", |report| {
+        report.heading("Results").table(&headers, &table.rows);
+        report.text("Intervals are of 95 % for the mean over all problems like these; problems are the units, not samples.");
+        report.heading("Problems").histogram("problems by share of correct samples", &solved(&graded));
+    })
+}
+
+/// The gold answers of a file by id.
+fn read_gold(frame: &mut Frame, path: &PathBuf, mode: Mode) -> Result<BTreeMap<String, Problem>> {
+    let mut source = Source::new(std::slice::from_ref(path));
+    let mut problems = BTreeMap::new();
+    let mut number = 0usize;
+    while let Some((place, row)) = source.next()? {
+        let read = row.and_then(|row| {
+            let id = if present(&row, "id").is_some() { id(&row)? } else { number.to_string() };
+            let problem = Problem { gold: gold(&row, mode)?, groups: groups(&row), place: place.clone() };
+            if problems.contains_key(&id) { Err(format!("there is an answer to id {id} already")) } else { Ok((id, problem)) }
+        });
+        number += 1;
+        match read {
+            Ok((id, problem)) => drop(problems.insert(id, problem)),
+            Err(what) => frame.broken(&place, &what),
+        }
+    }
+    if problems.is_empty() {
+        return Err(Error::data(format!("{}: no gold answers", path.display())).help("rows have id and answer"));
+    }
+    Ok(problems)
+}
+
+fn gold(row: &Row, mode: Mode) -> Result<Gold, String> {
+    // Where the answer is the text of an option, its letter stands beside it.
+    let value = present(row, "choice_answer").or_else(|| present(row, "answer")).ok_or("no gold answer: field `answer` is missing")?;
+    Gold::new(value, mode).ok_or_else(|| "no gold answer: field `answer` is empty".to_string())
+}
+
+fn groups(row: &Row) -> Vec<String> {
+    let named = |name: &str| match present(row, name)? {
+        Value::String(value) => Some(format!("{name}: {value}")),
+        Value::Number(value) => Some(format!("{name}: {value}")),
+        _ => None,
+    };
+    ["subject", "level"].into_iter().filter_map(named).collect()
+}
+
+/// Grades a row, and adds what it found.
+fn grade(
+    row: &mut Row,
+    number: usize,
+    problems: Option<&BTreeMap<String, Problem>>,
+    graded: &mut BTreeMap<String, Samples>,
+    mode: Mode,
+    extract: ExtractChoice,
+) -> Result<(), String> {
+    let response = text(row, &["response", "text", "completion", "output"])?;
+    let id = if present(row, "id").is_some() || problems.is_some() { id(row)? } else { number.to_string() };
+    let own;
+    let (gold, groups) = match problems {
+        Some(problems) => {
+            let problem = problems.get(&id).ok_or_else(|| format!("--gold has no answer to id {id}"))?;
+            (&problem.gold, problem.groups.clone())
+        }
+        None => {
+            own = gold(row, mode)?;
+            (&own, groups(row))
+        }
+    };
+    let samples = graded.get(&id);
+    let name = present(row, "sample").map_or_else(|| samples.map_or(0, |s| s.answers.len()).to_string(), Value::to_string);
+    let model = present(row, "model").map_or_else(String::new, Value::to_string);
+    if samples.is_some_and(|samples| samples.names.contains(&format!("{name} {model}"))) {
+        return Err(format!("sample {name} of id {id} was graded already"));
+    }
+    let choice = matches!(gold.text().trim().as_bytes(), [b'A'..=b'J']);
+    let extraction = match (extract, choice) {
+        (ExtractChoice::Boxed, _) => Extraction::Boxed,
+        (ExtractChoice::Auto, true) => Extraction::AutoChoice,
+        (ExtractChoice::Auto, false) => Extraction::Auto,
+    };
+    let answer = gold.answer_in(response, extraction);
+    let correct = answer.as_ref().is_some_and(|answer| gold.accepts(answer));
+    row.entry("id").or_insert_with(|| id.clone().into());
+    row.entry("sample").or_insert_with(|| name.parse::<u64>().map_or_else(|_| name.clone().into(), Value::from));
+    row.insert("extracted".into(), json!(answer));
+    row.insert("correct".into(), correct.into());
+    let samples = graded.entry(id).or_insert_with(|| Samples { groups, ..Samples::default() });
+    samples.names.insert(format!("{name} {model}"));
+    samples.answers.push((answer, correct));
+    Ok(())
+}
+
+struct Table {
+    headers: Vec<String>,
+    rows: Vec<Vec<String>>,
+}
+
+/// What is estimated of a group of problems.
+fn table(graded: &BTreeMap<String, Samples>, ks: &[u32], mode: Mode) -> Table {
+    let mut by_group: BTreeMap<&str, Vec<&Samples>> = BTreeMap::new();
+    for samples in graded.values() {
+        by_group.entry("").or_default().push(samples);
+        samples.groups.iter().for_each(|name| by_group.entry(name).or_default().push(samples));
+    }
+    // A vote of one sample is that sample.
+    let fewest = graded.values().map(|samples| samples.answers.len()).min().unwrap_or(0);
+    let ks: Vec<usize> = ks.iter().map(|&k| k as usize).filter(|&k| k <= fewest).collect();
+    let votes: HashMap<*const Samples, Vec<Votes>> =
+        graded.values().map(|samples| (std::ptr::from_ref(samples), votes(samples, mode))).collect();
+    let mut headers = ["", "problems", "samples", "avg@n", "95 % interval"].map(String::from).to_vec();
+    headers.extend(ks.iter().map(|k| format!("pass@{k}")));
+    headers.extend(ks.iter().filter(|&&k| k > 1).map(|k| format!("maj@{k}")));
+    let percent = |share: f64| format!("{:.1} %", 100.0 * share);
+    let row = |(name, samples): (&str, Vec<&Samples>)| {
+        let count: usize = samples.iter().map(|samples| samples.answers.len()).sum();
+        let shares: Vec<f64> = samples.iter().map(|samples| samples.share()).collect();
+        let mut cells = vec![if name.is_empty() { "all" } else { name }.to_string(), samples.len().to_string(), count.to_string()];
+        match mean_with_interval(&shares, 0.95) {
+            Some(Estimate { mean, low, high, .. }) => cells.extend([percent(mean), format!("{:.1} to {:.1}", 100.0 * low, 100.0 * high)]),
+            None => cells.extend(["?", "?"].map(String::from)),
+        }
+        let mean = |of: &dyn Fn(&Samples) -> Option<f64>| {
+            let values: Option<Vec<f64>> = samples.iter().map(|samples| of(samples)).collect();
+            values.map_or("?".to_string(), |values| percent(values.iter().sum::<f64>() / values.len().max(1) as f64))
+        };
+        for &k in &ks {
+            cells.push(mean(&|samples| pass_at_k(samples.answers.len() as u64, samples.correct() as u64, k as u64)));
+        }
+        for &k in ks.iter().filter(|&&k| k > 1) {
+            let vote = |samples: &Samples| majority_at_k(&votes[&std::ptr::from_ref(samples)], samples.silent(), k);
+            cells.push(mean(&vote));
+        }
+        cells
+    };
+    Table { headers, rows: by_group.into_iter().map(row).collect() }
+}
+
+impl Samples {
+    fn correct(&self) -> usize {
+        self.answers.iter().filter(|(_, correct)| *correct).count()
+    }
+
+    fn silent(&self) -> usize {
+        self.answers.iter().filter(|(answer, _)| answer.is_none()).count()
+    }
+
+    fn share(&self) -> f64 {
+        self.correct() as f64 / self.answers.len().max(1) as f64
+    }
+}
+
+fn votes(samples: &Samples, mode: Mode) -> Vec<Votes> {
+    let answers: Vec<Option<&str>> = samples.answers.iter().map(|(answer, _)| answer.as_deref()).collect();
+    let groups = group(&answers, |a, b| same_answer(a, b, mode));
+    groups.iter().map(|group| Votes { count: group.samples.len(), correct: samples.answers[group.samples[0]].1 }).collect()
+}
+
+fn solved(graded: &BTreeMap<String, Samples>) -> Vec<Bar> {
+    const BINS: usize = 10;
+    let mut counts = [0usize; BINS + 1];
+    graded.values().for_each(|samples| counts[(samples.share() * BINS as f64) as usize] += 1);
+    let label = |at: usize| format!("{} %", 100 * at / BINS);
+    counts.iter().enumerate().map(|(at, &count)| Bar::new(label(at), count as f64)).collect()
+}

@@ -1,0 +1,150 @@
+//! `limo-pool`.
+
+use super::frame::{Frame, FrameArgs, Row, Source};
+use crate::curation::decontaminate::{Benchmarks, Known, Match, Rule};
+use crate::curation::dedupe::{Dedupe, Duplicate, THRESHOLD};
+use crate::curation::pool::{Format, Problem, Reading};
+use crate::error::{Error, Result};
+use crate::report::Bar;
+use clap::Parser;
+use serde_json::{Value, json};
+use std::collections::{BTreeMap, HashSet};
+use std::path::{Path, PathBuf};
+
+/// Bring problem files to one form, without duplicates and without benchmark problems
+///
+/// Reads rows as NuminaMath-CoT, DeepScaleR, MATH, AIME, GSM8K and benchmarks have them. Writes id, problem, answer, solution, source, subject, level.
+///
+/// Example: limo-pool configs/tiny/train.jsonl --benchmark configs/tiny/heldout.jsonl --dropped dropped.jsonl > pool.jsonl
+///
+/// docs/data.md has the fields, and what counts as a duplicate or a copy.
+#[derive(Parser)]
+#[command(name = "limo-pool", version)]
+pub struct PoolArgs {
+    #[command(flatten)]
+    frame: FrameArgs,
+    /// The format of all rows [default: what each row's fields show]: numinamath, deepscaler, math, aime, gsm8k, benchmark
+    #[arg(long, value_name = "NAME")]
+    format: Option<Format>,
+    /// The source of all rows [default: the row's own, else the format's name, else the file's]
+    #[arg(long, value_name = "NAME")]
+    source: Option<String>,
+    /// Near-duplicates share this much of their runs of five words (Jaccard); 1: only exact duplicates
+    #[arg(long, value_name = "SHARE", default_value_t = THRESHOLD, value_parser = share)]
+    similarity: f64,
+    /// Keep duplicates
+    #[arg(long)]
+    keep_duplicates: bool,
+    /// Drop problems that this file has too; may be given several times
+    #[arg(long, value_name = "FILE")]
+    benchmark: Vec<PathBuf>,
+    /// What drops a row: copy, 13-gram (or a copy), 8-gram (or a copy); what the others find is counted
+    #[arg(long, value_name = "RULE", default_value = "copy")]
+    rule: Rule,
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(share) if share > 0.0 && share <= 1.0 => Ok(share),
+        _ => Err("must be a number above 0, at most 1".to_string()),
+    }
+}
+
+pub fn run(args: PoolArgs) -> Result<()> {
+    let mut frame = Frame::open(&args.frame)?;
+    let benchmarks = read_benchmarks(&mut frame, &args.benchmark)?;
+    let threshold = if args.similarity < 1.0 { args.similarity } else { f64::INFINITY };
+    let mut dedupe = (!args.keep_duplicates).then(|| Dedupe::new(threshold));
+    let mut ids: HashSet<String> = HashSet::new();
+    let mut sources: BTreeMap<String, usize> = BTreeMap::new();
+    // Rows that each test found, whatever drops them.
+    let mut found: BTreeMap<&str, usize> = BTreeMap::new();
+    let mut reading = Reading { format: args.format, source: args.source.clone(), file: String::new() };
+    let (mut file, mut number) = (PathBuf::new(), 0usize);
+    while let Some((place, row)) = frame.next()? {
+        if place.file != file {
+            (file, number) = (place.file.clone(), 0);
+            reading.file = stem(&file);
+        }
+        let row = Value::Object(row);
+        let problem = reading.problem(&row, number);
+        number += 1;
+        let problem = match problem {
+            Ok(problem) if !ids.insert(problem.id.to_string()) => {
+                frame.broken(&place, &format!("its id {} is that of an earlier row", problem.id));
+                continue;
+            }
+            Ok(problem) => problem,
+            Err(what) => {
+                frame.broken(&place, &what);
+                continue;
+            }
+        };
+        let Value::Object(row) = row else { continue };
+        if let Some(benchmarks) = &benchmarks {
+            let findings = benchmarks.find(&problem.problem);
+            for (name, one) in [("copy", &findings.copy), ("8-gram", &findings.grams8), ("13-gram", &findings.grams13)] {
+                *found.entry(name).or_default() += usize::from(one.is_some());
+            }
+            if let Some(Match { benchmark, id, share, text }) = findings.dropped_by(args.rule) {
+                frame.drop(row, "benchmark", object(json!({"benchmark": benchmark, "id": id, "share": share, "text": text})))?;
+                continue;
+            }
+        }
+        if let Some(Duplicate { of, similarity, exact }) = dedupe.as_mut().and_then(|dedupe| dedupe.add(&name(&problem.id), &problem.problem)) {
+            let reason = if exact { "duplicate" } else { "near-duplicate" };
+            frame.drop(row, reason, object(json!({"of": of, "similarity": similarity})))?;
+            continue;
+        }
+        *sources.entry(problem.source.clone()).or_default() += 1;
+        let row = serde_json::to_value(&problem).map_err(|e| Error::internal(e.to_string()))?;
+        frame.write(&object(row))?;
+    }
+    if let Some(benchmarks) = &benchmarks {
+        let tests = found.iter().map(|(test, rows)| format!("{test} {rows}")).collect::<Vec<_>>().join(", ");
+        frame.tell(&format!("rows that share with {} benchmark rows, by test: {tests}", benchmarks.rows()));
+    }
+    frame.finish("Pool of problems", |report| {
+        let bars = |counts: &mut dyn Iterator<Item = (String, usize)>| counts.map(|(name, count)| Bar::new(name, count as f64)).collect::<Vec<_>>();
+        report.heading("Sources").bars("problems that stay, by source", &bars(&mut sources.into_iter()));
+        if benchmarks.is_some() {
+            let mut found = found.into_iter().map(|(test, rows)| (test.to_string(), rows));
+            report.heading("Benchmarks").bars("rows that share with benchmarks, by test", &bars(&mut found));
+        }
+    })
+}
+
+fn object(value: Value) -> Row {
+    match value {
+        Value::Object(row) => row,
+        _ => Row::new(),
+    }
+}
+
+fn name(id: &Value) -> String {
+    id.as_str().map_or_else(|| id.to_string(), str::to_string)
+}
+
+fn stem(path: &Path) -> String {
+    path.file_stem().map_or_else(|| "rows".to_string(), |name| name.to_string_lossy().into_owned())
+}
+
+/// The problems of the benchmark files; none if there are no files.
+fn read_benchmarks(frame: &mut Frame, files: &[PathBuf]) -> Result<Option<Benchmarks>> {
+    let mut rows: Vec<(String, Problem)> = Vec::new();
+    for path in files {
+        let mut source = Source::new(std::slice::from_ref(path));
+        let reading = Reading { file: stem(path), format: Some(Format::Benchmark), ..Reading::default() };
+        let mut number = 0usize;
+        while let Some((place, row)) = source.next()? {
+            let problem = row.and_then(|row| reading.problem(&Value::Object(row), number));
+            number += 1;
+            match problem {
+                Ok(problem) => rows.push((reading.file.clone(), problem)),
+                Err(what) => frame.broken(&place, &what),
+            }
+        }
+    }
+    let known = rows.iter().map(|(benchmark, row)| Known { benchmark, id: name(&row.id), problem: &row.problem });
+    Ok((!files.is_empty()).then(|| Benchmarks::new(known)))
+}

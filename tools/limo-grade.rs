@@ -1,0 +1,3 @@
+fn main() -> std::process::ExitCode {
+    limo_engine::cli::tools::grade()
+}
