@@ -40,4 +40,5 @@ mod sampling_draws;
 mod sampling_golden;
 mod scheduler;
 mod tiny_task;
+mod tools;
 mod training;

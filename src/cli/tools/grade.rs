@@ -12,7 +12,7 @@ use std::path::PathBuf;
 
 /// Grade answers: find the final answer of each response, and compare it with the gold answer
 ///
-/// Reads rows with response or text and their own answer, or joins them by id to the answers of --gold. Writes each row with extracted and correct. Prints avg@n with
+/// Reads rows with response, text or solution and their own answer, or joins them by id to the answers of --gold. Writes each row with extracted and correct. Prints avg@n with
 /// an interval, pass@k and maj@k, of all and by subject and level.
 ///
 /// Example: limo-grade --gold configs/tiny/heldout.jsonl samples.jsonl > graded.jsonl
@@ -146,7 +146,7 @@ fn grade(
     mode: Mode,
     extract: ExtractChoice,
 ) -> Result<(), String> {
-    let response = text(row, &["response", "text", "completion", "output"])?;
+    let response = text(row, &["response", "text", "completion", "output", "solution"])?;
     let id = if present(row, "id").is_some() || problems.is_some() { id(row)? } else { number.to_string() };
     let own;
     let (gold, groups) = match problems {

@@ -1,0 +1,274 @@
+//! The companion tools as a user meets them: alone, broken rows, and all of them joined by pipes.
+
+use serde_json::{Value, json};
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use tempfile::TempDir;
+
+fn tool(name: &str) -> Command {
+    let path = match name {
+        "limo-pool" => env!("CARGO_BIN_EXE_limo-pool"),
+        "limo-difficulty" => env!("CARGO_BIN_EXE_limo-difficulty"),
+        "limo-grade" => env!("CARGO_BIN_EXE_limo-grade"),
+        "limo-score" => env!("CARGO_BIN_EXE_limo-score"),
+        "limo-select" => env!("CARGO_BIN_EXE_limo-select"),
+        other => panic!("there is no tool {other}"),
+    };
+    let mut command = Command::new(path);
+    command.current_dir(env!("CARGO_MANIFEST_DIR"));
+    command
+}
+
+/// Exit code, rows, standard error.
+fn run(name: &str, arguments: &[&str], input: impl AsRef<[u8]>) -> (i32, Vec<Value>, String) {
+    let mut child =
+        tool(name).args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let (mut stdin, input) = (child.stdin.take().unwrap(), input.as_ref().to_vec());
+    // A tool that reads no input may end before it is written.
+    let writer = std::thread::spawn(move || drop(stdin.write_all(&input)));
+    let output = child.wait_with_output().unwrap();
+    writer.join().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    let rows = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    (output.status.code().unwrap(), rows, String::from_utf8(output.stderr).unwrap())
+}
+
+fn lines(rows: &[Value]) -> String {
+    rows.iter().map(|row| row.to_string() + "\n").collect()
+}
+
+fn succeed(name: &str, arguments: &[&str], rows: &[Value]) -> Vec<Value> {
+    let (code, out, error) = run(name, arguments, lines(rows));
+    assert_eq!(code, 0, "{name} {arguments:?}: {error}");
+    out
+}
+
+struct Folder(TempDir);
+
+impl Folder {
+    fn new() -> Folder {
+        Folder(tempfile::tempdir().unwrap())
+    }
+    fn at(&self, name: &str) -> String {
+        self.0.path().join(name).display().to_string()
+    }
+    fn write(&self, name: &str, rows: &[Value]) -> String {
+        fs::write(self.at(name), lines(rows)).unwrap();
+        self.at(name)
+    }
+}
+
+fn read(path: impl AsRef<Path>) -> Vec<Value> {
+    fs::read_to_string(path).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// The problems of the tiny task, as a file of a benchmark has them.
+fn tiny(name: &str, count: usize) -> Vec<Value> {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("configs/tiny").join(name);
+    read(path).into_iter().take(count).collect()
+}
+
+/// A response that ends in this answer.
+fn response(answer: &str) -> String {
+    format!("Let me think. Perhaps it is easy. Let me check: yes. Therefore the answer is \\boxed{{{answer}}}")
+}
+
+#[test]
+fn from_a_pool_to_training_rows() {
+    let folder = Folder::new();
+    // A pool with a duplicate, a copy of a benchmark problem, and a broken row.
+    let benchmark = folder.write("benchmark.jsonl", &tiny("heldout.jsonl", 40));
+    let words = ["apples", "boats", "coins", "ducks", "eggs", "forks", "goats", "hats", "inks", "jars"];
+    let problem = |i: usize| {
+        let (what, from) = (words[i % 10], words[(i / 10 + 3) % 10]);
+        let text = format!("A farmer number {i} trades {} {what} for {} {from} on day {} of the market. How many {what} are {i} trades worth?", i + 2, 3 * i + 1, i * i + 5);
+        json!({"id": format!("p{i}"), "problem": text, "answer": (i * 7).to_string(), "subject": if i % 3 == 0 { "algebra" } else { "counting" }, "level": 1 + i % 5})
+    };
+    let mut rows: Vec<Value> = (0..60).map(problem).collect();
+    let mut again = problem(7);
+    again["id"] = "again".into();
+    let copied = json!({"id": "copied", "problem": tiny("heldout.jsonl", 5)[4]["question"], "answer": "1"});
+    rows.extend([again, copied]);
+    let raw = folder.write("raw.jsonl", &rows);
+    let (code, pool, error) = run("limo-pool", &[&raw, "--benchmark", &benchmark, "--dropped", &folder.at("dropped.jsonl"), "--report", &folder.at("pool.html")], "");
+    assert_eq!((code, pool.len()), (0, 60), "{error}");
+    let dropped = read(folder.at("dropped.jsonl"));
+    assert_eq!(dropped.iter().map(|row| row["dropped"]["reason"].as_str().unwrap()).collect::<Vec<_>>(), ["duplicate", "benchmark"]);
+    assert!(dropped[0]["dropped"]["of"] == "p7" && dropped[1]["dropped"]["benchmark"] == "benchmark", "{dropped:?}");
+    assert!(fs::read_to_string(folder.at("pool.html")).unwrap().contains("60 written, 2 dropped"));
+    let pool_file = folder.write("pool.jsonl", &pool);
+
+    // Problem i is solved i % 5 times of 4.
+    let samples: Vec<Value> = (0..60usize)
+        .flat_map(|i| {
+            (0..4usize).map(move |sample| {
+                let answer = if sample < i % 5 { i * 7 } else { i * 7 + 1 };
+                json!({"id": format!("p{i}"), "sample": sample, "text": response(&answer.to_string())})
+            })
+        })
+        .collect();
+    let graded = succeed("limo-grade", &["--gold", &pool_file, "--k", "1,2,4"], &samples);
+    assert!(graded.iter().zip(&samples).all(|(graded, sample)| {
+        let i: u64 = sample["id"].as_str().unwrap()[1..].parse().unwrap();
+        graded["correct"] == (sample["sample"].as_u64().unwrap() < i % 5) && graded["extracted"].is_string()
+    }));
+    let graded_file = folder.write("graded.jsonl", &graded);
+    let samples_of = format!("small={graded_file}");
+    let hard = succeed("limo-difficulty", &["--samples", &samples_of, "--rule", "1..=3 of 4"], &pool);
+    assert_eq!(hard.len(), 36);
+    assert!(hard.iter().all(|row| (1..=3).contains(&row["solved"]["small"]["correct"].as_u64().unwrap())));
+
+    // Three chains of each, of which the second says most, and the third is wrong.
+    let chains: Vec<Value> = hard
+        .iter()
+        .flat_map(|row| {
+            [("a", 1, true), ("b", 9, true), ("c", 30, false)].map(|(model, times, correct)| {
+                let mut chain = row.clone();
+                chain["model"] = model.into();
+                chain["response"] = "Perhaps we check this, because it might help. ".repeat(times).into();
+                chain["correct"] = correct.into();
+                chain
+            })
+        })
+        .collect();
+    let scored = succeed("limo-score", &["--report", &folder.at("score.html")], &chains);
+    assert_eq!(scored.len(), chains.len());
+    assert!(scored.iter().all(|row| row["quality"] == match row["model"].as_str().unwrap() { "a" => "L1", "b" => "L3", _ => "L5" }));
+    let arguments = ["--top", "12", "--balance", "subject", "--seed", "3", "--review", &folder.at("review.html")];
+    let chosen = succeed("limo-select", &arguments, &scored);
+    assert_eq!(chosen.len(), 12);
+    assert!(chosen.iter().all(|row| row["model"] == "b" && row["question"].is_string() && row["solution"].is_string() && row["answer"].is_string()));
+    assert_eq!(chosen.iter().filter(|row| row["subject"] == "algebra").count(), 6);
+    // A pure function: another order of the rows, the same selection.
+    let mut other: Vec<Value> = scored.clone();
+    other.reverse();
+    assert_eq!(succeed("limo-select", &arguments, &other), chosen);
+
+    // What a person decided.
+    let html = fs::read_to_string(folder.at("review.html")).unwrap();
+    let start = html.find("id=\"rows\">").unwrap() + "id=\"rows\">".len();
+    let items: Vec<Value> = serde_json::from_str(&html[start..start + html[start..].find("</script>").unwrap()]).unwrap();
+    assert_eq!(items.len(), 12);
+    let decisions = [
+        json!({"key": items[0]["key"], "decision": "reject"}),
+        json!({"key": items[1]["key"], "decision": "edit", "solution": "Shorter."}),
+        json!({"key": items[2]["key"], "decision": "accept"}),
+    ];
+    let decided = folder.write("decisions.jsonl", &decisions);
+    let after = succeed("limo-select", &[&arguments[..6], &["--decisions", &decided]].concat(), &scored);
+    assert_eq!(after.len(), 12);
+    let solution = |id: &Value| after.iter().find(|row| row["id"] == *id).map(|row| row["solution"].clone());
+    assert_ne!(solution(&chosen[0]["id"]), Some(chosen[0]["solution"].clone()), "it was rejected");
+    assert_eq!(solution(&chosen[1]["id"]), Some("Shorter.".into()));
+    // The rows are training rows.
+    let file = folder.write("limo.jsonl", &chosen);
+    let inspect = [
+        "inspect", "data", "configs/tiny.toml", "-s", &format!("data.train=[\"{file}\"]"), "-s", "data.eval=[]", "-s", "data.max_tokens=100000", "-s", "train.micro_tokens=100000",
+    ];
+    let output = crate::command::limo_engine(&inspect);
+    crate::command::succeed(output);
+}
+
+/// By pipes, as a shell joins them, on the tiny task's own solutions.
+#[test]
+fn tools_are_joined_by_pipes() {
+    let folder = Folder::new();
+    let raw = folder.write("raw.jsonl", &tiny("train.jsonl", 30));
+    let script = r#"set -euo pipefail
+        "$POOL" "$RAW" --similarity 1 > pool.jsonl
+        "$GRADE" pool.jsonl | "$DIFFICULTY" pool.jsonl --samples own=/dev/stdin --rule "1..=1 of 1" | "$SCORE" | "$SELECT" --top 5 --ungraded --likeness 1 > chosen.jsonl"#;
+    let output = Command::new("bash")
+        .args(["-c", script])
+        .env("RAW", raw)
+        .env("POOL", env!("CARGO_BIN_EXE_limo-pool"))
+        .env("GRADE", env!("CARGO_BIN_EXE_limo-grade"))
+        .env("DIFFICULTY", env!("CARGO_BIN_EXE_limo-difficulty"))
+        .env("SCORE", env!("CARGO_BIN_EXE_limo-score"))
+        .env("SELECT", env!("CARGO_BIN_EXE_limo-select"))
+        .current_dir(folder.0.path())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let chosen = read(folder.at("chosen.jsonl"));
+    assert_eq!(chosen.len(), 5);
+    assert!(chosen.windows(2).all(|pair| pair[0]["score"].as_f64() >= pair[1]["score"].as_f64()));
+    assert!(chosen.iter().enumerate().all(|(at, row)| row["rank"] == at + 1 && row["source"] == "raw"));
+}
+
+#[test]
+fn broken_rows_are_told_and_the_others_go_on() {
+    let good = json!({"id": 1, "problem": "How many apples are there?", "answer": "5", "response": response("5"), "score": 0.5, "correct": true, "unknown": {"x": 1}});
+    let mut other = good.clone();
+    other["id"] = 2.into();
+    for (name, arguments) in [("limo-pool", &[][..]), ("limo-grade", &[]), ("limo-score", &[]), ("limo-select", &["--likeness", "1"])] {
+        let mut input = format!("\u{feff}{good}\r\n{{\"id\": 3,\n[1]\n\n").into_bytes();
+        input.extend(b"\"\xff\"\n{\"problem\": 5, \"id\": true}\n");
+        input.extend(other.to_string().bytes());
+        let (code, rows, error) = run(name, arguments, &input);
+        assert_eq!((code, rows.len()), (3, 2), "{name}: {error}");
+        for expected in [":2: broken JSON", ":3: a row must be a JSON object", ":5: not UTF-8", ":6: ", "4 of 6 rows could not be used"] {
+            assert!(error.contains(expected), "{name} should say {expected}: {error}");
+        }
+        let (code, _, error) = run(name, &[arguments, &["--allow-errors"]].concat(), &input);
+        assert!(code == 0 && error.contains("6 rows read, 2 written, 0 dropped, 4 broken"), "{name}: {error}");
+        let (code, _, error) = run(name, &["no such file.jsonl"], "");
+        assert!(code == 3 && error.contains("no such file.jsonl"), "{name}: {error}");
+        let (code, _, error) = run(name, arguments, "");
+        assert!(code == 3 && error.contains("the file is empty"), "{name}: {error}");
+        let (code, _, error) = run(name, &["in.jsonl", "--dropped", "/no/such/folder/x"], "");
+        assert!(code == 2 && error.contains("cannot be written"), "{name}: {error}");
+    }
+}
+
+#[test]
+fn rows_that_belong_together_must_be_there() {
+    let folder = Folder::new();
+    let sample = |id: &str, number: usize| json!({"id": id, "sample": number, "text": response("5")});
+    let gold = folder.write("gold.jsonl", &[json!({"id": "a", "answer": 5}), json!({"id": "b", "answer": "6"}), json!({"id": "c"}), json!({"id": "a", "answer": 7})]);
+    let rows = lines(&[sample("a", 0), sample("a", 0), sample("x", 0), sample("a", 1)]);
+    let (code, graded, error) = run("limo-grade", &["--gold", &gold], &rows);
+    assert_eq!((code, graded.len()), (3, 2), "{error}");
+    for expected in ["sample 0 of id a was graded already", "no answer to id x", "id b has no samples", "gold.jsonl:3: no gold answer", "gold.jsonl:4: there is an answer to id a already"] {
+        assert!(error.contains(expected), "{expected}: {error}");
+    }
+    let graded = folder.write("graded.jsonl", &graded);
+    let problems = [json!({"id": "a", "problem": "A?"}), json!({"id": "b", "problem": "B?"})];
+    let (code, rows, error) = run("limo-difficulty", &["--samples", &graded, "--rule", "2..=2 of 2"], lines(&problems));
+    assert_eq!((code, rows.len()), (3, 1), "{error}");
+    assert!(error.contains("/dev/stdin:2: no samples of graded") && rows[0]["solved"]["graded"]["correct"] == 2, "{error}");
+    let (code, _, error) = run("limo-difficulty", &["--samples", &graded, "--rule", "other=0..=0"], lines(&problems));
+    assert!(code == 2 && error.contains("other"), "{error}");
+    let (code, _, error) = run("limo-difficulty", &["--samples", &graded, "--rule", "3..=1"], "");
+    assert!(code == 2 && error.contains("--rule"), "{error}");
+}
+
+/// A judge's answers come back to their chains.
+#[test]
+fn verdicts_join_their_chains() {
+    let folder = Folder::new();
+    let chain = |id: usize, model: &str, words: usize| json!({"id": id, "model": model, "problem": "P?", "response": "we check and perhaps ".repeat(words)});
+    let chains = [chain(1, "a", 5), chain(1, "b", 50), chain(2, "a", 500), chain(3, "a", 2)];
+    let requests = folder.at("requests.jsonl");
+    succeed("limo-score", &["--rubric", &requests], &chains);
+    let asked = read(&requests);
+    assert!(asked.len() == 4 && asked.iter().all(|row| row["messages"][1]["content"].as_str().unwrap().contains("<solution>\nwe check")));
+    let verdict = |at: usize, grade: u8| json!({"id": asked[at]["id"], "sample": 0, "text": format!("Well.\n{{\"structure\": {grade}, \"scaffolding\": {grade}, \"verification\": {grade}}}")});
+    let answers = folder.write("verdicts.jsonl", &[verdict(2, 5), verdict(0, 2), verdict(1, 4), json!({"id": asked[3]["id"], "sample": 0, "text": "3 of 5"})]);
+    let (code, scored, error) = run("limo-score", &["--verdicts", &answers], lines(&chains));
+    assert!(code == 3 && error.contains("verdicts.jsonl:4: the last line is no verdict"), "{error}");
+    assert!(error.contains("rank correlation 1.000 over 3 chains"), "{error}");
+    assert_eq!(scored.iter().map(|row| row["rubric"]["structure"].as_u64()).collect::<Vec<_>>(), [Some(2), Some(4), Some(5), None]);
+}
+
+/// `| head -1` is no error.
+#[test]
+fn a_reader_that_goes_away_is_no_error() {
+    let row = json!({"id": 1, "response": "a b c ".repeat(1000)}).to_string() + "\n";
+    let mut child = tool("limo-score").stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    drop(child.stdout.take());
+    let written = child.stdin.take().unwrap().write_all(row.repeat(200).as_bytes());
+    drop(written);
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+}
