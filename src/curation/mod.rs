@@ -2,5 +2,6 @@
 
 pub mod decontaminate;
 pub mod dedupe;
+pub mod difficulty;
 pub mod normalise;
 pub mod pool;
