@@ -178,7 +178,7 @@ pub struct Known<'a> {
     pub problem: &'a str,
 }
 
-/// The problems of benchmarks, to compare texts with. Takes about 100 bytes a word.
+/// The problems of benchmarks, to compare texts with. Their n-grams are kept in memory, some 100 bytes a word.
 pub struct Benchmarks {
     names: Vec<String>,
     rows: Vec<Row>,
@@ -256,7 +256,6 @@ impl Benchmarks {
     }
 
     /// The rows that the text has a copy of, each with the stretch of it.
-
     fn copies(&self, index: &Index, text: &Text) -> Vec<Found> {
         let mut found = Vec::new();
         for whole in &index.whole {
