@@ -4,9 +4,10 @@
 //! characters. A Chinese word has 1.5 characters on average, so its n-grams are of 1.5 times as many characters as others are of words.
 //! Three tests are made of every text, and what each found is told:
 //!
-//! - **copy**: the whole benchmark problem, or most of it, is in the text. A problem of at least 8 words (12) is a copy if a stretch of
-//!   the text, at most half longer than the problem, shares so many runs of 3 words (5) with it that they cover 55 % of its weight.
-//!   A shorter problem must stand in the text word for word, and one of fewer than 4 words (6) must be the whole text. Equal texts are
+//! - **copy**: the whole benchmark problem, or most of it, is in the text. A problem of at least 8 words (10) is a copy if a stretch of
+//!   the text, at most half longer than the problem, shares so many runs of 3 words (4) with it that they cover 55 % of its weight.
+//!   One of fewer than 32 words is also a copy if a stretch as long as itself differs in one word of ten at most, rounded up. A
+//!   shorter problem must stand in the text word for word, and one of fewer than 4 words (6) must be the whole text. Equal texts are
 //!   copies, whatever their length.
 //! - **8-gram**: a run of 8 words (12) is in both.
 //! - **13-gram**: a run of 13 words (20) is in both.
@@ -60,9 +61,13 @@ struct Lengths {
 }
 
 const WORDS: Lengths = Lengths { least: 4, partial: 8, part: 3, short: 8, long: 13 };
-const CHARACTERS: Lengths = Lengths { least: 6, partial: 12, part: 5, short: 12, long: 20 };
+const CHARACTERS: Lengths = Lengths { least: 6, partial: 10, part: 4, short: 12, long: 20 };
 /// The share of a problem's weight that makes a copy.
 const COVERED: f64 = 0.55;
+/// Problems of fewer words are also compared word by word, since two changed words can break most of their runs.
+const ALIGNED: usize = 32;
+/// The share of such a problem's weight that runs must cover before it is.
+const ALIKE: f64 = 0.25;
 /// Words of a text that are compared; the rest is not looked at.
 const MOST_WORDS: usize = 1 << 16;
 /// Places of one run in a problem that count: a problem that repeats a word would else take time that grows with its square.
@@ -173,7 +178,7 @@ pub struct Known<'a> {
     pub problem: &'a str,
 }
 
-/// The problems of benchmarks, to compare texts with. Takes about 100 bytes a word.
+/// The problems of benchmarks, to compare texts with. Their n-grams are kept in memory, some 100 bytes a word.
 pub struct Benchmarks {
     names: Vec<String>,
     rows: Vec<Row>,
@@ -251,7 +256,6 @@ impl Benchmarks {
     }
 
     /// The rows that the text has a copy of, each with the stretch of it.
-
     fn copies(&self, index: &Index, text: &Text) -> Vec<Found> {
         let mut found = Vec::new();
         for whole in &index.whole {
@@ -271,16 +275,29 @@ impl Benchmarks {
             }
         }
         for (row, (weight, _)) in shared.into_iter().enumerate() {
-            let least = COVERED * self.rows[row].weight;
-            if weight > 0.0 && weight >= least {
+            let all = self.rows[row].weight;
+            if weight > 0.0 && weight >= ALIKE * all && self.rows[row].words.len() < ALIGNED {
+                found.extend(self.aligned(row, text));
+            }
+            if weight > 0.0 && weight >= COVERED * all {
                 let stretch = self.best_stretch(row, n, text);
-                if stretch.covered >= least {
-                    let share = (stretch.covered / self.rows[row].weight).min(1.0);
+                if stretch.covered >= COVERED * all {
+                    let share = (stretch.covered / all).min(1.0);
                     found.push(Found { row: row as u32, share, start: stretch.start, end: stretch.end });
                 }
             }
         }
         found
+    }
+
+    /// The stretch of the text that is the row's problem but for the fewest words, if these are one in ten at most.
+    fn aligned(&self, row: usize, text: &Text) -> Option<Found> {
+        let problem = &self.rows[row].words;
+        let most = problem.len().div_ceil(10);
+        let others = |words: &[u64]| words.iter().zip(problem).filter(|(a, b)| a != b).take(most + 1).count();
+        let (others, start) = text.hashes.windows(problem.len()).map(others).zip(0..).min()?;
+        let share = 1.0 - others as f64 / problem.len() as f64;
+        (others <= most).then_some(Found { row: row as u32, share, start, end: start + problem.len() })
     }
 
     /// The stretch of the text, at most half longer than the row's problem, that shares the runs of `n` words which cover most of the

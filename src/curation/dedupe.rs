@@ -6,8 +6,8 @@
 //! compared by their true similarity, so nothing is dropped that is less similar than the threshold.
 //!
 //! One pass: a row is kept or dropped when it arrives, and only kept rows are remembered, so the first of each group in input
-//! order stays. A kept row of W words takes about 4·W + 300 bytes. Texts of fewer than 5 words are compared exactly, and of texts of more than
-//! 16,384 words only the first are shingled.
+//! order stays. A kept row of W words takes about 4·W + 560 bytes at most: 0.8 GB for a million rows of 60 words. Texts of fewer
+//! than 5 words are compared exactly, and of texts of more than 16,384 words only the first are shingled.
 
 use super::normalise::{gram_hashes, mix, normalise, word_hashes};
 use rustc_hash::FxHashMap;

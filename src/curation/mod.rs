@@ -3,6 +3,7 @@
 pub mod chain_score;
 pub mod decontaminate;
 pub mod dedupe;
+pub mod difficulty;
 pub mod levels;
 pub mod normalise;
 pub mod pool;
