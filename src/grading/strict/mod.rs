@@ -64,7 +64,9 @@ pub(super) fn trim(text: &str) -> &str {
 }
 
 fn choice(text: &str) -> Option<Choice> {
-    let mut text = Cow::Borrowed(text.trim_matches(|c: char| c.is_whitespace() || "$*".contains(c)));
+    let text = text.trim_matches(|c: char| c.is_whitespace() || "$*".contains(c));
+    let text = ["option ", "Option "].iter().find_map(|word| text.strip_prefix(word)).unwrap_or(text);
+    let mut text = Cow::Borrowed(text);
     for command in ["\\text", "\\mathrm", "\\textbf", "\\mathbf"] {
         let inner = text.strip_prefix(command).map(str::trim_start).and_then(|rest| rest.strip_prefix('{'));
         if let Some((inner, rest)) = inner.and_then(|inner| inner.split_once('}')) {

@@ -26,6 +26,9 @@ pub struct Parser<'a> {
 /// Parses a whole answer: one expression, or a list of several. None if it is not one.
 pub fn parse(tokens: &[Token]) -> Option<Expr> {
     let mut parser = Parser::new(tokens, false);
+    if matches!(parser.op(), Some('=' | '≈')) {
+        parser.at += 1;
+    }
     let mut items = parser.items(&[], true)?;
     if parser.at < tokens.len() || items.is_empty() {
         return None;
@@ -210,6 +213,11 @@ impl<'a> Parser<'a> {
                 p.node()?;
                 signs.push(sign);
                 operands.push(hoist(p.union()?));
+            }
+            // Of "√2/2 ≈ 0.707" the exact value counts.
+            if signs.last() == Some(&'≈') && !p.as_sympy {
+                signs.pop();
+                operands.pop();
             }
             Some(if signs.is_empty() { operands.remove(0) } else { Expr::Relation(operands, signs) })
         })
