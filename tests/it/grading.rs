@@ -245,6 +245,12 @@ fn random_and_mutated_input_never_panics_or_hangs() {
 
 #[test]
 fn huge_and_nested_inputs_end_quickly() {
+    // A quarter of a thread's usual stack: nesting is limited before it fills one.
+    const STACK: usize = 512 << 10;
+    std::thread::Builder::new().stack_size(STACK).spawn(grade_huge_and_nested_inputs).unwrap().join().unwrap();
+}
+
+fn grade_huge_and_nested_inputs() {
     let repeat = |piece: &str| piece.repeat(100_000 / piece.len());
     let mut inputs: Vec<String> =
         ["1", "(", "{", "\\frac{", "\\sqrt{", "x^", "-", "+1", "1,", "\\pm", "\\text{", "$", "boxed{", "9!", "a b ", "|"]

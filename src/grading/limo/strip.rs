@@ -4,8 +4,8 @@ use super::words::{MONTHS, UNITS, number_in_words};
 use std::sync::LazyLock;
 
 static UNITS_AND_PLURALS: LazyLock<Vec<String>> = LazyLock::new(|| {
-    let plurals = UNITS.iter().map(|unit| format!("{unit}s"));
-    UNITS.iter().map(|unit| unit.to_string()).chain(plurals).collect()
+    let plurals = UNITS.split('|').map(|unit| format!("{unit}s"));
+    UNITS.split('|').map(str::to_string).chain(plurals).collect()
 });
 
 fn is_word(c: char) -> bool {
