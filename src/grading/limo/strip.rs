@@ -175,7 +175,9 @@ pub fn strip(text: &str) -> String {
     {
         s = before.trim().to_string();
     }
-    for unit in UNITS_AND_PLURALS.iter() {
+    // Every unit has a letter.
+    let units = if s.contains(char::is_alphabetic) { UNITS_AND_PLURALS.as_slice() } else { &[] };
+    for unit in units {
         let certain = unit.split('.').next().unwrap_or_default();
         if s.contains(certain) {
             let without = without_word(&s, unit);

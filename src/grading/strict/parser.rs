@@ -8,6 +8,8 @@ use super::units::Unit;
 
 const MAX_DEPTH: usize = 100;
 const MAX_NODES: usize = 1500;
+/// Of the tree, whose functions recurse: a long chain of factorials or quotients is as deep as one of brackets.
+const MAX_HEIGHT: usize = 120;
 
 pub struct Parser<'a> {
     tokens: &'a [Token],
@@ -35,12 +37,23 @@ pub fn parse(tokens: &[Token]) -> Option<Expr> {
     if parser.at < tokens.len() || items.is_empty() {
         return None;
     }
-    Some(if items.len() == 1 { items.remove(0) } else { Expr::List(items) })
+    Some(if items.len() == 1 { items.remove(0) } else { Expr::List(items) }).filter(is_flat_enough)
+}
+
+fn is_flat_enough(expr: &Expr) -> bool {
+    let mut level = vec![expr];
+    for _ in 0..MAX_HEIGHT {
+        level = level.into_iter().flat_map(Expr::parts).collect();
+        if level.is_empty() {
+            return true;
+        }
+    }
+    false
 }
 
 /// Parses one expression or relation as SymPy 1.12 reads LaTeX, which ignores what follows it.
 pub fn parse_as_sympy(tokens: &[Token]) -> Option<Expr> {
-    Parser::new(tokens, true).relation()
+    Parser::new(tokens, true).relation().filter(is_flat_enough)
 }
 
 const RELATIONS: &str = "=<>≤≥≠≈≡∈∉⊂⊆→⊥∥∼";
