@@ -4,8 +4,8 @@ use super::words::{MONTHS, UNITS, number_in_words};
 use std::sync::LazyLock;
 
 static UNITS_AND_PLURALS: LazyLock<Vec<String>> = LazyLock::new(|| {
-    let plurals = UNITS.iter().map(|unit| format!("{unit}s"));
-    UNITS.iter().map(|unit| unit.to_string()).chain(plurals).collect()
+    let plurals = UNITS.split('|').map(|unit| format!("{unit}s"));
+    UNITS.split('|').map(str::to_string).chain(plurals).collect()
 });
 
 fn is_word(c: char) -> bool {
@@ -175,7 +175,9 @@ pub fn strip(text: &str) -> String {
     {
         s = before.trim().to_string();
     }
-    for unit in UNITS_AND_PLURALS.iter() {
+    // Every unit has a letter.
+    let units = if s.contains(char::is_alphabetic) { UNITS_AND_PLURALS.as_slice() } else { &[] };
+    for unit in units {
         let certain = unit.split('.').next().unwrap_or_default();
         if s.contains(certain) {
             let without = without_word(&s, unit);

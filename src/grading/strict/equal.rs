@@ -33,11 +33,12 @@ fn size(expr: &Expr) -> usize {
     1 + expr.parts().into_iter().map(size).sum::<usize>()
 }
 
-/// x, f(x), AB, ∠ABC: what stands before the = of "x = 5".
+/// x, f(x), AB, (x, y): what stands before the = of "x = 5".
 fn is_head(expr: &Expr) -> bool {
     match expr {
         Expr::Symbol(_) => true,
         Expr::Product(parts) => parts.iter().all(|part| matches!(part, Expr::Symbol(_) | Expr::E | Expr::I)),
+        Expr::Tuple(_, _, parts) => parts.iter().all(is_head),
         _ => false,
     }
 }

@@ -179,17 +179,17 @@ fn factorial(x: f64) -> Option<Approx> {
     const C: [f64; 8] = [
         676.5203681218851,
         -1259.1392167224028,
-        771.32342877765313,
-        -176.61502916214059,
+        771.3234287776531,
+        -176.6150291621406,
         12.507343278686905,
         -0.13857109526572012,
-        9.9843695780195716e-6,
+        9.984369578019572e-6,
         1.5056327351493116e-7,
     ];
     if x <= -0.5 {
         return None;
     }
-    let series = C.iter().enumerate().fold(0.99999999999980993, |sum, (i, c)| sum + c / (x + i as f64 + 1.0));
+    let series = C.iter().enumerate().fold(0.9999999999998099, |sum, (i, c)| sum + c / (x + i as f64 + 1.0));
     let t = x + 7.5;
     let value = (2.0 * std::f64::consts::PI).sqrt() * t.powf(x + 0.5) * (-t).exp() * series;
     Approx::new(Complex64::new(value, 0.0), value.abs() * 1e-12)

@@ -7,6 +7,7 @@ mod equal;
 mod expr;
 mod identity;
 mod lexer;
+mod names;
 mod parser;
 mod units;
 
@@ -64,7 +65,9 @@ pub(super) fn trim(text: &str) -> &str {
 }
 
 fn choice(text: &str) -> Option<Choice> {
-    let mut text = Cow::Borrowed(text.trim_matches(|c: char| c.is_whitespace() || "$*".contains(c)));
+    let text = text.trim_matches(|c: char| c.is_whitespace() || "$*".contains(c));
+    let text = ["option ", "Option "].iter().find_map(|word| text.strip_prefix(word)).unwrap_or(text);
+    let mut text = Cow::Borrowed(text);
     for command in ["\\text", "\\mathrm", "\\textbf", "\\mathbf"] {
         let inner = text.strip_prefix(command).map(str::trim_start).and_then(|rest| rest.strip_prefix('{'));
         if let Some((inner, rest)) = inner.and_then(|inner| inner.split_once('}')) {
@@ -253,7 +256,7 @@ impl Symbolic {
     /// Reads the expression that a text starts with, as SymPy does. None if there is none, or if it is written in a way
     /// that strict mode reads and SymPy's LaTeX parser does not.
     pub fn parse(text: &str) -> Option<Symbolic> {
-        const NOT_LATEX: &[&str] = &["boxed", "{,}", "cfrac", "mathrm", "**"];
+        const NOT_LATEX: &[&str] = &["boxed", "{,}", "cfrac", "mathrm", "**", "displaystyle", "\\[", "\\]"];
         const PLAIN_NAMES: &[&str] = &["sqrt", "frac", "arc", "sin", "cos", "tan", "log", "ln", "exp", "or", "and"];
         let plain = |word: &str| PLAIN_NAMES.iter().any(|name| word.contains(name));
         // Words without a backslash: every second piece of the text begins with a command's name.
