@@ -485,6 +485,16 @@ mod tests {
     }
 
     #[test]
+    fn short_problems_may_differ_in_one_word_of_ten() {
+        let known = benchmarks(&["Seven brown foxes chase eleven grey geese over nine frozen village ponds"]);
+        // Runs of three words cover six of the twelve.
+        let found = known.find("Seven brown cats chase eleven white geese over nine frozen village ponds").copy.unwrap();
+        assert!((found.share - 10.0 / 12.0).abs() < 1e-12, "{found:?}");
+        let three = "Seven brown cats chase eleven white geese over nine icy village ponds";
+        assert_eq!(known.find(three).copy, None);
+    }
+
+    #[test]
     fn a_part_that_tells_little_is_no_copy() {
         let frames: Vec<String> =
             (0..30).map(|n| format!("Find the sum of all positive integers x such that {n} x + {n} = y")).collect();
