@@ -286,6 +286,8 @@ fn grade_huge_and_nested_inputs() {
         extract(text, Extraction::AutoChoice);
         limo::extract(text);
     }
+    let nested = |depth| format!("{}5{}", "(".repeat(depth), ")".repeat(depth));
+    assert!(same_answer(&nested(20), "5", STRICT) && !same_answer(&nested(200), "5", STRICT));
     let response = "we get 12 ".repeat(1_000_000) + "\\boxed{7}";
     assert_eq!(extract(&response, Extraction::Auto).as_deref(), Some("7"));
 }

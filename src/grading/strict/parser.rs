@@ -358,7 +358,7 @@ impl<'a> Parser<'a> {
         let minus = self.sign();
         let value = self.nested(self.bar_closes, |p| {
             let base = p.primary()?;
-            if p.is_op(0, '^') && p.depth < MAX_DEPTH {
+            if p.is_op(0, '^') {
                 p.at += 1;
                 return Some(Expr::Power(Box::new(base), Box::new(p.exponent()?)));
             }

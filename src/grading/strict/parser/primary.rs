@@ -1,6 +1,6 @@
 //! What stands between operators: numbers, variables, brackets, functions, matrices.
 
-use super::{MAX_DEPTH, Parser, one, quotient};
+use super::{Parser, one, quotient};
 use crate::grading::strict::expr::{Expr, Function, decimal, integer};
 use crate::grading::strict::lexer::Token;
 use crate::grading::strict::units::Unit;
@@ -204,9 +204,6 @@ impl Parser<'_> {
 
     pub(super) fn primary(&mut self) -> Option<Expr> {
         self.node()?;
-        if self.depth >= MAX_DEPTH {
-            return None;
-        }
         match self.peek()? {
             Token::Number { digits, exponent } => self.number(digits, *exponent),
             Token::Letter(letter) => self.symbol(letter),
