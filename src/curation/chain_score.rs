@@ -77,16 +77,26 @@ impl WordLists {
 
     /// Errors: data, with the place in the text, if it is not like the built-in lists, or if a `weight` or `full` is not positive.
     pub fn parse(text: &str) -> Result<WordLists> {
-        let lists: WordLists = toml::from_str(text).map_err(|error| Error::data(error.to_string()).help("src/curation/words.toml shows what a list has"))?;
-        let parts = [("verification", &lists.verification), ("exploration", &lists.exploration), ("connectives", &lists.connectives)];
-        let numbers = parts.map(|(name, part)| (name, part.weight, part.full)).into_iter().chain([("length", lists.length.weight, lists.length.full)]);
+        let lists: WordLists = toml::from_str(text)
+            .map_err(|error| Error::data(error.to_string()).help("src/curation/words.toml shows what a list has"))?;
+        let parts =
+            [("verification", &lists.verification), ("exploration", &lists.exploration), ("connectives", &lists.connectives)];
+        let numbers = parts.map(|(name, part)| (name, part.weight, part.full)).into_iter().chain([(
+            "length",
+            lists.length.weight,
+            lists.length.full,
+        )]);
         for (name, weight, full) in numbers {
             if !(weight > 0.0 && weight.is_finite() && full > 0.0 && full.is_finite()) {
                 return Err(Error::data(format!("[{name}]: `weight` and `full` must be above 0")));
             }
         }
-        if let Some((name, phrase)) = parts.iter().find_map(|(name, part)| Some((name, part.english.iter().find(|phrase| phrase.words.is_empty())?))) {
-            return Err(Error::data(format!("[{name}]: {:?} has no word", phrase.text)).help("Chinese words belong to `chinese`"));
+        if let Some((name, phrase)) =
+            parts.iter().find_map(|(name, part)| Some((name, part.english.iter().find(|phrase| phrase.words.is_empty())?)))
+        {
+            return Err(
+                Error::data(format!("[{name}]: {:?} has no word", phrase.text)).help("Chinese words belong to `chinese`")
+            );
         }
         Ok(lists)
     }
@@ -154,7 +164,8 @@ impl Keywords {
         for word in english_words(chain).into_iter().filter(spelt) {
             *self.counts.entry(word).or_default() += 1;
         }
-        let chinese = lists.components().into_iter().flat_map(|part| &part.chinese).filter(|word| !lists.common.chinese.contains(*word));
+        let chinese =
+            lists.components().into_iter().flat_map(|part| &part.chinese).filter(|word| !lists.common.chinese.contains(*word));
         for (word, count) in chinese.map(|word| (word, chain.matches(word.as_str()).count())).filter(|(_, count)| *count > 0) {
             *self.counts.entry(word.clone()).or_default() += count;
         }

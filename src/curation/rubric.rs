@@ -35,7 +35,8 @@ pub fn question(problem: &str, chain: &str) -> String {
 /// Reads a verdict strictly: the last line that is not empty must be the JSON object that was asked for, and nothing else.
 pub fn read(answer: &str) -> Result<Verdict, String> {
     let last = answer.trim_end().lines().next_back().unwrap_or("").trim();
-    let verdict: Verdict = serde_json::from_str(last).map_err(|_| format!("the last line is no verdict: {}", shortened(last)))?;
+    let verdict: Verdict =
+        serde_json::from_str(last).map_err(|_| format!("the last line is no verdict: {}", shortened(last)))?;
     match [verdict.structure, verdict.scaffolding, verdict.verification].iter().all(|grade| (1..=5).contains(grade)) {
         true => Ok(verdict),
         false => Err(format!("grades are from 1 to 5: {}", shortened(last))),

@@ -47,7 +47,10 @@ pub enum Reason {
     /// Another chain of its problem is better.
     NotTheBest,
     /// Its problem is like a chosen one: that one's id, and how like.
-    Like { id: String, likeness: f64 },
+    Like {
+        id: String,
+        likeness: f64,
+    },
     /// As many as are wanted were better, or as many of its group.
     BelowTheTop,
 }
@@ -94,12 +97,16 @@ pub fn select(candidates: &[Candidate], options: &Options) -> Selection {
     let ranking = ranking(candidates, best.into_values().collect(), &ties, options.novelty);
     let (different, alike) = without_repetition(candidates, ranking, options.likeness);
     selection.dropped.extend(alike);
-    let caps: Vec<HashMap<&str, usize>> = (0..options.balance.len()).map(|key| caps(candidates, &different, key, options.top)).collect();
+    let caps: Vec<HashMap<&str, usize>> =
+        (0..options.balance.len()).map(|key| caps(candidates, &different, key, options.top)).collect();
     let mut counts: Vec<HashMap<&str, usize>> = vec![HashMap::new(); caps.len()];
     let mut left = Vec::new();
     for &at in &different {
         let groups = &candidates[at].groups;
-        let room = groups.iter().enumerate().all(|(key, group)| counts[key].get(group.as_str()).copied().unwrap_or(0) < caps[key][group.as_str()]);
+        let room = groups
+            .iter()
+            .enumerate()
+            .all(|(key, group)| counts[key].get(group.as_str()).copied().unwrap_or(0) < caps[key][group.as_str()]);
         if room && selection.chosen.len() < options.top {
             groups.iter().enumerate().for_each(|(key, group)| *counts[key].entry(group).or_default() += 1);
             selection.chosen.push(at);
@@ -166,7 +173,8 @@ fn without_repetition(candidates: &[Candidate], ranking: Vec<usize>, likeness: f
         for other in runs.iter().filter_map(|run| holders.get(run)).flatten() {
             *shared.entry(*other).or_default() += 1;
         }
-        let jaccard = |(other, shared): (&usize, &usize)| (*shared as f64 / (runs.len() + sizes[other] - shared) as f64, *other);
+        let jaccard =
+            |(other, shared): (&usize, &usize)| (*shared as f64 / (runs.len() + sizes[other] - shared) as f64, *other);
         let nearest = shared.iter().map(jaccard).max_by(|a, b| a.0.total_cmp(&b.0));
         match nearest {
             Some((near, other)) if near >= likeness => {
@@ -205,7 +213,14 @@ mod tests {
 
     fn candidate(id: usize, chain: &str, score: f64) -> Candidate {
         let words = ["How", "many", "apples", "weigh"].map(|word| format!("{word}{}", "x".repeat(id)));
-        Candidate { id: format!("p{id}"), problem: words.join(" "), chain: chain.to_string(), score, correct: Some(true), ..Candidate::default() }
+        Candidate {
+            id: format!("p{id}"),
+            problem: words.join(" "),
+            chain: chain.to_string(),
+            score,
+            correct: Some(true),
+            ..Candidate::default()
+        }
     }
 
     fn options(top: usize) -> Options {
@@ -218,7 +233,14 @@ mod tests {
 
     #[test]
     fn the_best_right_chain_of_each_problem() {
-        let mut candidates = vec![candidate(1, "a", 0.2), candidate(1, "b", 0.9), candidate(1, "c", 0.5), candidate(2, "d", 0.4), candidate(3, "e", f64::NAN), candidate(4, "f", 1.0)];
+        let mut candidates = vec![
+            candidate(1, "a", 0.2),
+            candidate(1, "b", 0.9),
+            candidate(1, "c", 0.5),
+            candidate(2, "d", 0.4),
+            candidate(3, "e", f64::NAN),
+            candidate(4, "f", 1.0),
+        ];
         candidates[1].correct = Some(false);
         candidates[5].correct = None;
         let selection = select(&candidates, &options(10));
@@ -267,7 +289,15 @@ mod tests {
 
     #[test]
     fn groups_are_even_where_they_can_be() {
-        let group = |id: usize| if id < 20 { "a" } else if id < 30 { "b" } else { "c" };
+        let group = |id: usize| {
+            if id < 20 {
+                "a"
+            } else if id < 30 {
+                "b"
+            } else {
+                "c"
+            }
+        };
         let make = |id: usize| Candidate { groups: vec![group(id).to_string()], ..candidate(id, "", 100.0 - id as f64) };
         let candidates: Vec<Candidate> = (0..33).map(make).collect();
         let balanced = Options { balance: vec!["subject".into()], ..options(14) };
@@ -284,7 +314,11 @@ mod tests {
     fn keys_that_are_at_odds_leave_enough() {
         // Subjects ask for half of each, and so do levels, but all of x is hard.
         let make = |id: usize| Candidate {
-            groups: if id < 5 { vec!["x".into(), "hard".into()] } else { vec!["y".into(), if id < 6 { "easy" } else { "hard" }.into()] },
+            groups: if id < 5 {
+                vec!["x".into(), "hard".into()]
+            } else {
+                vec!["y".into(), if id < 6 { "easy" } else { "hard" }.into()]
+            },
             ..candidate(id, "", 10.0 - id as f64)
         };
         let candidates: Vec<Candidate> = (0..10).map(make).collect();

@@ -18,6 +18,6 @@ pub use chat::{Chat, Encoded};
 pub use dataset::{Dataset, Example, Rejected, Truncated, load, load_conversations, load_questions, quantile};
 pub use order::order;
 pub use pack::{IGNORE, MicroBatch, pack, require_fit};
-pub(crate) use row_file::kind;
 pub use row_file::RowFile;
+pub(crate) use row_file::kind;
 pub use rows::{Entry, Message, Prompt, PromptReader, Role, read_prompts};

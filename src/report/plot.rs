@@ -122,7 +122,8 @@ mod tests {
         let bars = bins(&values, 10);
         assert_eq!(bars[0].label, "-50");
         assert_eq!(bins(&[3.0, 3.0], 10), [Bar::new("3", 2.0)]);
-        let labels: Vec<String> = bins(&[0.1, 0.12, 0.19, f64::NAN, f64::INFINITY], 4).into_iter().map(|bar| bar.label).collect();
+        let labels: Vec<String> =
+            bins(&[0.1, 0.12, 0.19, f64::NAN, f64::INFINITY], 4).into_iter().map(|bar| bar.label).collect();
         assert_eq!(labels, ["0.10", "0.15"]);
         assert!(bins(&[], 10).is_empty() && bins(&[f64::NAN], 10).is_empty());
     }

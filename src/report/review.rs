@@ -22,7 +22,10 @@ pub fn review(title: &str, items: &[Review]) -> String {
         .collect();
     // Within a script nothing but its end is special, and JSON has another way to write it.
     let rows = json!(rows).to_string().replace('<', "\\u003c");
-    include_str!("review.html").replace("{{title}}", &escaped(title)).replace("{{style}}", include_str!("report.css")).replace("{{rows}}", &rows)
+    include_str!("review.html")
+        .replace("{{title}}", &escaped(title))
+        .replace("{{style}}", include_str!("report.css"))
+        .replace("{{rows}}", &rows)
 }
 
 #[cfg(test)]
@@ -37,7 +40,8 @@ mod tests {
         assert!(!html.contains("<script>alert") && !html.contains("<!-- {{"));
         assert_eq!(html.matches("</script>").count(), 2, "the rows and the program");
         let start = html.find("id=\"rows\">").unwrap() + "id=\"rows\">".len();
-        let rows: serde_json::Value = serde_json::from_str(&html[start..start + html[start..].find("</script>").unwrap()]).unwrap();
+        let rows: serde_json::Value =
+            serde_json::from_str(&html[start..start + html[start..].find("</script>").unwrap()]).unwrap();
         assert_eq!(rows[0]["chain"], hostile);
     }
 }

@@ -9,8 +9,8 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
     (
         "cli",
         &[
-            "bench", "comm", "config", "curation", "data", "device", "grading", "io", "model", "ops", "report", "sample", "tensor",
-            "testing", "train", "zero",
+            "bench", "comm", "config", "curation", "data", "device", "grading", "io", "model", "ops", "report", "sample",
+            "tensor", "testing", "train", "zero",
         ],
     ),
     ("train", &["zero", "model", "data", "io", "comm", "config", "ops", "tensor", "device"]),

@@ -83,7 +83,12 @@ fn from_a_pool_to_training_rows() {
     let words = ["apples", "boats", "coins", "ducks", "eggs", "forks", "goats", "hats", "inks", "jars"];
     let problem = |i: usize| {
         let (what, from) = (words[i % 10], words[(i / 10 + 3) % 10]);
-        let text = format!("A farmer number {i} trades {} {what} for {} {from} on day {} of the market. How many {what} are {i} trades worth?", i + 2, 3 * i + 1, i * i + 5);
+        let text = format!(
+            "A farmer number {i} trades {} {what} for {} {from} on day {} of the market. How many {what} are {i} trades worth?",
+            i + 2,
+            3 * i + 1,
+            i * i + 5
+        );
         json!({"id": format!("p{i}"), "problem": text, "answer": (i * 7).to_string(), "subject": if i % 3 == 0 { "algebra" } else { "counting" }, "level": 1 + i % 5})
     };
     let mut rows: Vec<Value> = (0..60).map(problem).collect();
@@ -92,10 +97,17 @@ fn from_a_pool_to_training_rows() {
     let copied = json!({"id": "copied", "problem": tiny("heldout.jsonl", 5)[4]["question"], "answer": "1"});
     rows.extend([again, copied]);
     let raw = folder.write("raw.jsonl", &rows);
-    let (code, pool, error) = run("limo-pool", &[&raw, "--benchmark", &benchmark, "--dropped", &folder.at("dropped.jsonl"), "--report", &folder.at("pool.html")], "");
+    let (code, pool, error) = run(
+        "limo-pool",
+        &[&raw, "--benchmark", &benchmark, "--dropped", &folder.at("dropped.jsonl"), "--report", &folder.at("pool.html")],
+        "",
+    );
     assert_eq!((code, pool.len()), (0, 60), "{error}");
     let dropped = read(folder.at("dropped.jsonl"));
-    assert_eq!(dropped.iter().map(|row| row["dropped"]["reason"].as_str().unwrap()).collect::<Vec<_>>(), ["duplicate", "benchmark"]);
+    assert_eq!(
+        dropped.iter().map(|row| row["dropped"]["reason"].as_str().unwrap()).collect::<Vec<_>>(),
+        ["duplicate", "benchmark"]
+    );
     assert!(dropped[0]["dropped"]["of"] == "p7" && dropped[1]["dropped"]["benchmark"] == "benchmark", "{dropped:?}");
     assert!(fs::read_to_string(folder.at("pool.html")).unwrap().contains("60 written, 2 dropped"));
     let pool_file = folder.write("pool.jsonl", &pool);
@@ -135,11 +147,19 @@ fn from_a_pool_to_training_rows() {
         .collect();
     let scored = succeed("limo-score", &["--report", &folder.at("score.html")], &chains);
     assert_eq!(scored.len(), chains.len());
-    assert!(scored.iter().all(|row| row["quality"] == match row["model"].as_str().unwrap() { "a" => "L1", "b" => "L3", _ => "L5" }));
+    assert!(scored.iter().all(|row| row["quality"]
+        == match row["model"].as_str().unwrap() {
+            "a" => "L1",
+            "b" => "L3",
+            _ => "L5",
+        }));
     let arguments = ["--top", "12", "--balance", "subject", "--seed", "3", "--review", &folder.at("review.html")];
     let chosen = succeed("limo-select", &arguments, &scored);
     assert_eq!(chosen.len(), 12);
-    assert!(chosen.iter().all(|row| row["model"] == "b" && row["question"].is_string() && row["solution"].is_string() && row["answer"].is_string()));
+    assert!(chosen.iter().all(|row| row["model"] == "b"
+        && row["question"].is_string()
+        && row["solution"].is_string()
+        && row["answer"].is_string()));
     assert_eq!(chosen.iter().filter(|row| row["subject"] == "algebra").count(), 6);
     // A pure function: another order of the rows, the same selection.
     let mut other: Vec<Value> = scored.clone();
@@ -165,7 +185,17 @@ fn from_a_pool_to_training_rows() {
     // The rows are training rows.
     let file = folder.write("limo.jsonl", &chosen);
     let inspect = [
-        "inspect", "data", "configs/tiny.toml", "-s", &format!("data.train=[\"{file}\"]"), "-s", "data.eval=[]", "-s", "data.max_tokens=100000", "-s", "train.micro_tokens=100000",
+        "inspect",
+        "data",
+        "configs/tiny.toml",
+        "-s",
+        &format!("data.train=[\"{file}\"]"),
+        "-s",
+        "data.eval=[]",
+        "-s",
+        "data.max_tokens=100000",
+        "-s",
+        "train.micro_tokens=100000",
     ];
     let output = crate::command::limo_engine(&inspect);
     crate::command::succeed(output);
@@ -202,13 +232,17 @@ fn broken_rows_are_told_and_the_others_go_on() {
     let good = json!({"id": 1, "problem": "How many apples are there?", "answer": "5", "response": response("5"), "score": 0.5, "correct": true, "unknown": {"x": 1}});
     let mut other = good.clone();
     other["id"] = 2.into();
-    for (name, arguments) in [("limo-pool", &[][..]), ("limo-grade", &[]), ("limo-score", &[]), ("limo-select", &["--likeness", "1"])] {
+    for (name, arguments) in
+        [("limo-pool", &[][..]), ("limo-grade", &[]), ("limo-score", &[]), ("limo-select", &["--likeness", "1"])]
+    {
         let mut input = format!("\u{feff}{good}\r\n{{\"id\": 3,\n[1]\n\n").into_bytes();
         input.extend(b"\"\xff\"\n{\"problem\": 5, \"id\": true}\n");
         input.extend(other.to_string().bytes());
         let (code, rows, error) = run(name, arguments, &input);
         assert_eq!((code, rows.len()), (3, 2), "{name}: {error}");
-        for expected in [":2: broken JSON", ":3: a row must be a JSON object", ":5: not UTF-8", ":6: ", "4 of 6 rows could not be used"] {
+        for expected in
+            [":2: broken JSON", ":3: a row must be a JSON object", ":5: not UTF-8", ":6: ", "4 of 6 rows could not be used"]
+        {
             assert!(error.contains(expected), "{name} should say {expected}: {error}");
         }
         let (code, _, error) = run(name, &[arguments, &["--allow-errors"]].concat(), &input);
@@ -226,11 +260,25 @@ fn broken_rows_are_told_and_the_others_go_on() {
 fn rows_that_belong_together_must_be_there() {
     let folder = Folder::new();
     let sample = |id: &str, number: usize| json!({"id": id, "sample": number, "text": response("5")});
-    let gold = folder.write("gold.jsonl", &[json!({"id": "a", "answer": 5}), json!({"id": "b", "answer": "6"}), json!({"id": "c"}), json!({"id": "a", "answer": 7})]);
+    let gold = folder.write(
+        "gold.jsonl",
+        &[
+            json!({"id": "a", "answer": 5}),
+            json!({"id": "b", "answer": "6"}),
+            json!({"id": "c"}),
+            json!({"id": "a", "answer": 7}),
+        ],
+    );
     let rows = lines(&[sample("a", 0), sample("a", 0), sample("x", 0), sample("a", 1)]);
     let (code, graded, error) = run("limo-grade", &["--gold", &gold], &rows);
     assert_eq!((code, graded.len()), (3, 2), "{error}");
-    for expected in ["sample 0 of id a was graded already", "no answer to id x", "id b has no samples", "gold.jsonl:3: no gold answer", "gold.jsonl:4: there is an answer to id a already"] {
+    for expected in [
+        "sample 0 of id a was graded already",
+        "no answer to id x",
+        "id b has no samples",
+        "gold.jsonl:3: no gold answer",
+        "gold.jsonl:4: there is an answer to id a already",
+    ] {
         assert!(error.contains(expected), "{expected}: {error}");
     }
     let graded = folder.write("graded.jsonl", &graded);
@@ -253,13 +301,22 @@ fn verdicts_join_their_chains() {
     let requests = folder.at("requests.jsonl");
     succeed("limo-score", &["--rubric", &requests], &chains);
     let asked = read(&requests);
-    assert!(asked.len() == 4 && asked.iter().all(|row| row["messages"][1]["content"].as_str().unwrap().contains("<solution>\nwe check")));
+    assert!(
+        asked.len() == 4
+            && asked.iter().all(|row| row["messages"][1]["content"].as_str().unwrap().contains("<solution>\nwe check"))
+    );
     let verdict = |at: usize, grade: u8| json!({"id": asked[at]["id"], "sample": 0, "text": format!("Well.\n{{\"structure\": {grade}, \"scaffolding\": {grade}, \"verification\": {grade}}}")});
-    let answers = folder.write("verdicts.jsonl", &[verdict(2, 5), verdict(0, 2), verdict(1, 4), json!({"id": asked[3]["id"], "sample": 0, "text": "3 of 5"})]);
+    let answers = folder.write(
+        "verdicts.jsonl",
+        &[verdict(2, 5), verdict(0, 2), verdict(1, 4), json!({"id": asked[3]["id"], "sample": 0, "text": "3 of 5"})],
+    );
     let (code, scored, error) = run("limo-score", &["--verdicts", &answers], lines(&chains));
     assert!(code == 3 && error.contains("verdicts.jsonl:4: the last line is no verdict"), "{error}");
     assert!(error.contains("rank correlation 1.000 over 3 chains"), "{error}");
-    assert_eq!(scored.iter().map(|row| row["rubric"]["structure"].as_u64()).collect::<Vec<_>>(), [Some(2), Some(4), Some(5), None]);
+    assert_eq!(
+        scored.iter().map(|row| row["rubric"]["structure"].as_u64()).collect::<Vec<_>>(),
+        [Some(2), Some(4), Some(5), None]
+    );
 }
 
 /// `| head -1` is no error.

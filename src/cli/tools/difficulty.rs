@@ -66,12 +66,17 @@ pub fn run(args: DifficultyArgs) -> Result<()> {
         }
     }
     for tally in filter.tallies() {
-        let histogram = tally.histogram().into_iter().map(|(correct, problems)| format!("{correct}: {problems}")).collect::<Vec<_>>();
+        let histogram =
+            tally.histogram().into_iter().map(|(correct, problems)| format!("{correct}: {problems}")).collect::<Vec<_>>();
         frame.tell(&format!("{}: problems by correct samples: {}", tally.solver, histogram.join(", ")));
     }
     frame.finish("Difficulty of problems", |report| {
         for tally in filter.tallies() {
-            let bars: Vec<Bar> = tally.histogram().into_iter().map(|(correct, problems)| Bar::new(correct.to_string(), problems as f64)).collect();
+            let bars: Vec<Bar> = tally
+                .histogram()
+                .into_iter()
+                .map(|(correct, problems)| Bar::new(correct.to_string(), problems as f64))
+                .collect();
             report.heading(&tally.solver).histogram("problems by correct samples", &bars);
         }
     })

@@ -145,7 +145,8 @@ impl Frame {
     /// A row of the result.
     pub fn write(&mut self, row: &Row) -> Result<()> {
         self.counts.written += 1;
-        let written = serde_json::to_writer(&mut self.out, row).map_err(std::io::Error::from).and_then(|()| self.out.write_all(b"\n"));
+        let written =
+            serde_json::to_writer(&mut self.out, row).map_err(std::io::Error::from).and_then(|()| self.out.write_all(b"\n"));
         self.check(written)
     }
 
@@ -164,7 +165,8 @@ impl Frame {
         let mut why = Row::from_iter([("reason".to_string(), Value::from(reason))]);
         why.extend(more);
         row.insert("dropped".to_string(), Value::Object(why));
-        let written = serde_json::to_writer(&mut *file, &row).map_err(std::io::Error::from).and_then(|()| file.write_all(b"\n"));
+        let written =
+            serde_json::to_writer(&mut *file, &row).map_err(std::io::Error::from).and_then(|()| file.write_all(b"\n"));
         written.map_err(|e| write_error(path, e))
     }
 
@@ -219,7 +221,10 @@ pub fn id(row: &Row) -> Result<String, String> {
 /// The text of the first of these fields that is there.
 pub fn text<'a>(row: &'a Row, names: &[&str]) -> Result<&'a str, String> {
     let Some((name, value)) = names.iter().find_map(|name| Some((name, present(row, name)?))) else {
-        return Err(format!("none of the fields {} is there", names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")));
+        return Err(format!(
+            "none of the fields {} is there",
+            names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")
+        ));
     };
     value.as_str().ok_or_else(|| format!("field `{name}`: must be a string"))
 }

@@ -3,8 +3,10 @@
 use super::frame::{Frame, FrameArgs, Place, Row, Source, id, present, text};
 use crate::error::{Error, Result};
 use crate::grading::strict::Options;
-use crate::grading::{Estimate, Extraction, Gold, Mode, Votes, group, majority_at_k, mean_with_interval, pass_at_k, same_answer};
-use crate::report::{Bar, Report};
+use crate::grading::{
+    Estimate, Extraction, Gold, Mode, Votes, group, majority_at_k, mean_with_interval, pass_at_k, same_answer,
+};
+use crate::report::Bar;
 use clap::{Parser, ValueEnum};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -124,7 +126,8 @@ fn read_gold(frame: &mut Frame, path: &PathBuf, mode: Mode) -> Result<BTreeMap<S
 
 fn gold(row: &Row, mode: Mode) -> Result<Gold, String> {
     // Where the answer is the text of an option, its letter stands beside it.
-    let value = present(row, "choice_answer").or_else(|| present(row, "answer")).ok_or("no gold answer: field `answer` is missing")?;
+    let value =
+        present(row, "choice_answer").or_else(|| present(row, "answer")).ok_or("no gold answer: field `answer` is missing")?;
     Gold::new(value, mode).ok_or_else(|| "no gold answer: field `answer` is empty".to_string())
 }
 
@@ -207,9 +210,12 @@ fn table(graded: &BTreeMap<String, Samples>, ks: &[u32], mode: Mode) -> Table {
     let row = |(name, samples): (&str, Vec<&Samples>)| {
         let count: usize = samples.iter().map(|samples| samples.answers.len()).sum();
         let shares: Vec<f64> = samples.iter().map(|samples| samples.share()).collect();
-        let mut cells = vec![if name.is_empty() { "all" } else { name }.to_string(), samples.len().to_string(), count.to_string()];
+        let mut cells =
+            vec![if name.is_empty() { "all" } else { name }.to_string(), samples.len().to_string(), count.to_string()];
         match mean_with_interval(&shares, 0.95) {
-            Some(Estimate { mean, low, high, .. }) => cells.extend([percent(mean), format!("{:.1} to {:.1}", 100.0 * low, 100.0 * high)]),
+            Some(Estimate { mean, low, high, .. }) => {
+                cells.extend([percent(mean), format!("{:.1} to {:.1}", 100.0 * low, 100.0 * high)])
+            }
             None => cells.extend(["?", "?"].map(String::from)),
         }
         let mean = |of: &dyn Fn(&Samples) -> Option<f64>| {

@@ -87,11 +87,17 @@ pub fn run(args: PoolArgs) -> Result<()> {
                 *found.entry(name).or_default() += usize::from(one.is_some());
             }
             if let Some(Match { benchmark, id, share, text }) = findings.dropped_by(args.rule) {
-                frame.drop(row, "benchmark", object(json!({"benchmark": benchmark, "id": id, "share": share, "text": text})))?;
+                frame.drop(
+                    row,
+                    "benchmark",
+                    object(json!({"benchmark": benchmark, "id": id, "share": share, "text": text})),
+                )?;
                 continue;
             }
         }
-        if let Some(Duplicate { of, similarity, exact }) = dedupe.as_mut().and_then(|dedupe| dedupe.add(&name(&problem.id), &problem.problem)) {
+        if let Some(Duplicate { of, similarity, exact }) =
+            dedupe.as_mut().and_then(|dedupe| dedupe.add(&name(&problem.id), &problem.problem))
+        {
             let reason = if exact { "duplicate" } else { "near-duplicate" };
             frame.drop(row, reason, object(json!({"of": of, "similarity": similarity})))?;
             continue;
@@ -105,7 +111,9 @@ pub fn run(args: PoolArgs) -> Result<()> {
         frame.tell(&format!("rows that share with {} benchmark rows, by test: {tests}", benchmarks.rows()));
     }
     frame.finish("Pool of problems", |report| {
-        let bars = |counts: &mut dyn Iterator<Item = (String, usize)>| counts.map(|(name, count)| Bar::new(name, count as f64)).collect::<Vec<_>>();
+        let bars = |counts: &mut dyn Iterator<Item = (String, usize)>| {
+            counts.map(|(name, count)| Bar::new(name, count as f64)).collect::<Vec<_>>()
+        };
         report.heading("Sources").bars("problems that stay, by source", &bars(&mut sources.into_iter()));
         if benchmarks.is_some() {
             let mut found = found.into_iter().map(|(test, rows)| (test.to_string(), rows));

@@ -223,7 +223,9 @@ fn read_verdicts(frame: &mut Frame, path: &Path) -> Result<HashMap<String, Verdi
         }
     }
     if verdicts.is_empty() {
-        return Err(Error::data(format!("{}: no verdicts", path.display())).help("answers to the requests that --rubric writes"));
+        return Err(
+            Error::data(format!("{}: no verdicts", path.display())).help("answers to the requests that --rubric writes")
+        );
     }
     Ok(verdicts)
 }

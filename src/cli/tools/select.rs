@@ -146,7 +146,8 @@ pub fn run(args: SelectArgs) -> Result<()> {
             let bars: Vec<Bar> = counts.into_iter().map(|(group, count)| Bar::new(group, count as f64)).collect();
             report.heading(name).bars("chosen problems", &bars);
         }
-        let scores = |numbers: &mut dyn Iterator<Item = usize>| bins(&numbers.map(|at| candidates[at].score).collect::<Vec<_>>(), 20);
+        let scores =
+            |numbers: &mut dyn Iterator<Item = usize>| bins(&numbers.map(|at| candidates[at].score).collect::<Vec<_>>(), 20);
         report.heading("Scores").histogram("all chains", &scores(&mut (0..candidates.len())));
         report.histogram("chosen chains", &scores(&mut selection.chosen.iter().copied()));
     })
@@ -189,7 +190,9 @@ fn training_row(row: &Row, candidate: &Candidate) -> Row {
 }
 
 fn page_item<'a>(row: &Row, candidate: &'a Candidate, key: &'a str) -> Review<'a> {
-    let fact = |name: &&str| present(row, name).map(|value| (name.to_string(), value.as_str().map_or_else(|| value.to_string(), str::to_string)));
+    let fact = |name: &&str| {
+        present(row, name).map(|value| (name.to_string(), value.as_str().map_or_else(|| value.to_string(), str::to_string)))
+    };
     let facts = ["id", "answer", "source", "model", "subject", "level", "score", "quality"].iter().filter_map(fact).collect();
     Review { key, problem: &candidate.problem, chain: &candidate.chain, facts }
 }
@@ -219,7 +222,11 @@ fn read_decisions(frame: &mut Frame, path: &Path) -> Result<HashMap<String, Deci
 }
 
 /// Reads the rows of a file beside the chains; those that cannot be read are told. Of a key that comes twice the last row counts.
-fn read_all<T>(frame: &mut Frame, path: &Path, read: impl Fn(Row) -> Result<(String, T), String>) -> Result<HashMap<String, T>> {
+fn read_all<T>(
+    frame: &mut Frame,
+    path: &Path,
+    read: impl Fn(Row) -> Result<(String, T), String>,
+) -> Result<HashMap<String, T>> {
     let mut source = Source::new(&[path.to_path_buf()]);
     let mut all = HashMap::new();
     while let Some((place, row)) = source.next()? {
@@ -229,7 +236,9 @@ fn read_all<T>(frame: &mut Frame, path: &Path, read: impl Fn(Row) -> Result<(Str
         }
     }
     match all.is_empty() {
-        true => Err(Error::data(format!("{}: no row can be used", path.display())).help("docs/data.md has the fields of each file")),
+        true => {
+            Err(Error::data(format!("{}: no row can be used", path.display())).help("docs/data.md has the fields of each file"))
+        }
         false => Ok(all),
     }
 }
