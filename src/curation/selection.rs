@@ -97,18 +97,13 @@ pub fn select(candidates: &[Candidate], options: &Options) -> Selection {
     let ranking = ranking(candidates, best.into_values().collect(), &ties, options.novelty);
     let (different, alike) = without_repetition(candidates, ranking, options.likeness);
     selection.dropped.extend(alike);
-    let caps: Vec<HashMap<&str, usize>> =
-        (0..options.balance.len()).map(|key| caps(candidates, &different, key, options.top)).collect();
-    let mut counts: Vec<HashMap<&str, usize>> = vec![HashMap::new(); caps.len()];
+    let mut quotas: Vec<Quota> =
+        (0..options.balance.len()).map(|key| Quota::new(candidates, &different, key, options.top)).collect();
     let mut left = Vec::new();
     for &at in &different {
-        let groups = &candidates[at].groups;
-        let room = groups
-            .iter()
-            .enumerate()
-            .all(|(key, group)| counts[key].get(group.as_str()).copied().unwrap_or(0) < caps[key][group.as_str()]);
-        if room && selection.chosen.len() < options.top {
-            groups.iter().enumerate().for_each(|(key, group)| *counts[key].entry(group).or_default() += 1);
+        let groups = || quotas.iter().zip(&candidates[at].groups);
+        if selection.chosen.len() < options.top && groups().all(|(quota, group)| quota.has_room(group)) {
+            quotas.iter_mut().zip(&candidates[at].groups).for_each(|(quota, group)| quota.take(group));
             selection.chosen.push(at);
         } else {
             left.push(at);
@@ -197,14 +192,39 @@ fn runs(text: &str) -> BTreeSet<u64> {
     if words.len() < RUN { BTreeSet::from([gram_hash(&words)]) } else { gram_hashes(&words, RUN).collect() }
 }
 
-/// How many of each group may be chosen so that groups are as even as there are candidates for: all of the small ones, and of the others equally many, or one more
-/// where the ranking has it so.
-fn caps<'a>(candidates: &'a [Candidate], numbers: &[usize], key: usize, top: usize) -> HashMap<&'a str, usize> {
-    let mut sizes: HashMap<&str, usize> = HashMap::new();
-    numbers.iter().for_each(|&at| *sizes.entry(candidates[at].groups[key].as_str()).or_default() += 1);
-    let total = |cap: usize| sizes.values().map(|&size| size.min(cap)).sum::<usize>();
-    let cap = (0..=top).find(|&cap| total(cap) >= top.min(numbers.len())).unwrap_or(top);
-    sizes.into_iter().map(|(group, size)| (group, size.min(cap))).collect()
+/// How many of each group may still be chosen so that groups are as even as there are candidates for: all of the small ones, and of the others equally many, or one
+/// more where the ranking has it so.
+struct Quota<'a> {
+    left: HashMap<&'a str, usize>,
+    /// Groups that may have one more, and how many of them.
+    large: BTreeSet<&'a str>,
+    more: usize,
+}
+
+impl<'a> Quota<'a> {
+    fn new(candidates: &'a [Candidate], numbers: &[usize], key: usize, top: usize) -> Quota<'a> {
+        let mut sizes: HashMap<&str, usize> = HashMap::new();
+        numbers.iter().for_each(|&at| *sizes.entry(candidates[at].groups[key].as_str()).or_default() += 1);
+        let total = |cap: usize| sizes.values().map(|&size| size.min(cap)).sum::<usize>();
+        let top = top.min(numbers.len());
+        let cap = (0..=top).rfind(|&cap| total(cap) <= top).unwrap_or(0);
+        let large = sizes.iter().filter(|(_, size)| **size > cap).map(|(group, _)| *group).collect();
+        Quota { left: sizes.iter().map(|(group, size)| (*group, *size.min(&cap))).collect(), large, more: top - total(cap) }
+    }
+
+    fn has_room(&self, group: &str) -> bool {
+        self.left[group] > 0 || self.more > 0 && self.large.contains(group)
+    }
+
+    fn take(&mut self, group: &str) {
+        match self.left.get_mut(group) {
+            Some(left) if *left > 0 => *left -= 1,
+            _ => {
+                self.more -= 1;
+                self.large.remove(group);
+            }
+        }
+    }
 }
 
 #[cfg(test)]

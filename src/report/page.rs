@@ -119,7 +119,8 @@ mod tests {
         report.bars(hostile, &[Bar::new(hostile, 1.0)]).histogram(hostile, &[Bar::new(hostile, 2.0)]);
         let html = report.html();
         assert!(!html.contains("<script") && !html.contains('\u{1b}') && !html.contains("alert('"), "{html}");
-        assert_eq!(html.matches("&lt;script&gt;").count(), 11);
+        // Title twice, summary, four texts, two figures' titles, and each bar's label with its tooltip.
+        assert_eq!(html.matches("&lt;script&gt;").count(), 14);
     }
 
     #[test]

@@ -46,7 +46,12 @@ fn largest(bars: &[Bar]) -> f64 {
     bars.iter().map(|bar| bar.value).filter(|value| value.is_finite()).fold(f64::MIN_POSITIVE, f64::max)
 }
 
-/// At most six digits, none of them a useless zero.
+/// The share of `most` that a value is; what is no number has none.
+fn share(value: f64, most: f64) -> f64 {
+    if value.is_finite() { (value / most).clamp(0.0, 1.0) } else { 0.0 }
+}
+
+/// Three decimals, unless the value is whole.
 fn shown(value: f64) -> String {
     if value.fract() == 0.0 && value.abs() < 1e15 { format!("{value:.0}") } else { format!("{value:.3}") }
 }
@@ -58,7 +63,7 @@ pub fn bars(bars: &[Bar]) -> String {
     let (most, height) = (largest(bars), ROW * bars.len() as f64);
     let mut svg = format!("<svg viewBox=\"0 0 {WIDTH} {height}\" role=\"img\">\n");
     for (at, bar) in bars.iter().enumerate() {
-        let (top, length) = (ROW * at as f64, (bar.value / most).clamp(0.0, 1.0) * (WIDTH - LABEL - 90.0));
+        let (top, length) = (ROW * at as f64, share(bar.value, most) * (WIDTH - LABEL - 90.0));
         let (label, value, middle, end) = (escaped(&bar.label), shown(bar.value), top + 15.0, LABEL + length + 6.0);
         let _ = writeln!(
             svg,
@@ -85,7 +90,7 @@ pub fn columns(bars: &[Bar]) -> String {
     let every = ((longest as f64 * 7.0 + 6.0) / step).ceil().max(1.0) as usize;
     let mut svg = format!("<svg viewBox=\"0 0 {WIDTH} {:.0}\" role=\"img\">\n", HEIGHT + BELOW + ABOVE);
     for (at, bar) in bars.iter().enumerate() {
-        let (left, height) = (step * at as f64, (bar.value / most).clamp(0.0, 1.0) * HEIGHT);
+        let (left, height) = (step * at as f64, share(bar.value, most) * HEIGHT);
         let (label, value, top) = (escaped(&bar.label), shown(bar.value), ABOVE + HEIGHT - height);
         let _ = write!(
             svg,
