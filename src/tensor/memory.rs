@@ -57,7 +57,10 @@ pub trait Allocator {
 /// Host memory, aligned for vector loads and committed at once: what is reserved cannot run out later.
 pub struct HostAllocator;
 
-/// The same, for what a device copies from and to.
+/// Host memory that is committed where it is first used: for a cache that a short job fills only in part.
+pub struct LazyAllocator;
+
+/// Host memory that is committed at once, for what a device copies from and to.
 pub struct PinnedAllocator;
 
 pub(super) const ALIGNMENT: usize = 1024;
@@ -80,17 +83,23 @@ impl Drop for HostBlock {
 
 impl Allocator for HostAllocator {
     fn region(&self, bytes: usize) -> Result<Arc<Region>> {
-        host_region(bytes, Space::Host)
+        host_region(bytes, Space::Host, true)
+    }
+}
+
+impl Allocator for LazyAllocator {
+    fn region(&self, bytes: usize) -> Result<Arc<Region>> {
+        host_region(bytes, Space::Host, false)
     }
 }
 
 impl Allocator for PinnedAllocator {
     fn region(&self, bytes: usize) -> Result<Arc<Region>> {
-        host_region(bytes, Space::Pinned)
+        host_region(bytes, Space::Pinned, true)
     }
 }
 
-fn host_region(bytes: usize, space: Space) -> Result<Arc<Region>> {
+fn host_region(bytes: usize, space: Space, committed: bool) -> Result<Arc<Region>> {
     let too_big = || Error::does_not_fit(format!("cannot reserve {} of host memory", super::format_bytes(bytes)));
     let layout = Layout::from_size_align(bytes.max(ALIGNMENT), ALIGNMENT).map_err(|_| too_big())?;
     // SAFETY: the layout is not empty.
@@ -99,7 +108,9 @@ fn host_region(bytes: usize, space: Space) -> Result<Arc<Region>> {
         return Err(too_big());
     }
     let block = HostBlock { pointer, layout };
-    commit(pointer, bytes);
+    if committed {
+        commit(pointer, bytes);
+    }
     // SAFETY: the block owns these bytes until it is dropped.
     Ok(Arc::new(unsafe { Region::new(pointer as u64, bytes, space, Box::new(block)) }))
 }
