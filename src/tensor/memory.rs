@@ -83,34 +83,39 @@ impl Drop for HostBlock {
 
 impl Allocator for HostAllocator {
     fn region(&self, bytes: usize) -> Result<Arc<Region>> {
-        host_region(bytes, Space::Host, true)
+        host_region(bytes, Space::Host)
     }
 }
 
 impl Allocator for LazyAllocator {
     fn region(&self, bytes: usize) -> Result<Arc<Region>> {
-        host_region(bytes, Space::Host, false)
+        // Fresh pages of the system, which are zero; allocators write zeros where they align.
+        let mut pages = memmap2::MmapMut::map_anon(bytes.max(ALIGNMENT)).map_err(|_| too_big(bytes))?;
+        let pointer = pages.as_mut_ptr();
+        // SAFETY: the pages own these bytes until they are dropped.
+        Ok(Arc::new(unsafe { Region::new(pointer as u64, bytes, Space::Host, Box::new(pages)) }))
     }
 }
 
 impl Allocator for PinnedAllocator {
     fn region(&self, bytes: usize) -> Result<Arc<Region>> {
-        host_region(bytes, Space::Pinned, true)
+        host_region(bytes, Space::Pinned)
     }
 }
 
-fn host_region(bytes: usize, space: Space, committed: bool) -> Result<Arc<Region>> {
-    let too_big = || Error::does_not_fit(format!("cannot reserve {} of host memory", super::format_bytes(bytes)));
-    let layout = Layout::from_size_align(bytes.max(ALIGNMENT), ALIGNMENT).map_err(|_| too_big())?;
+fn too_big(bytes: usize) -> Error {
+    Error::does_not_fit(format!("cannot reserve {} of host memory", super::format_bytes(bytes)))
+}
+
+fn host_region(bytes: usize, space: Space) -> Result<Arc<Region>> {
+    let layout = Layout::from_size_align(bytes.max(ALIGNMENT), ALIGNMENT).map_err(|_| too_big(bytes))?;
     // SAFETY: the layout is not empty.
     let pointer = unsafe { alloc_zeroed(layout) };
     if pointer.is_null() {
-        return Err(too_big());
+        return Err(too_big(bytes));
     }
     let block = HostBlock { pointer, layout };
-    if committed {
-        commit(pointer, bytes);
-    }
+    commit(pointer, bytes);
     // SAFETY: the block owns these bytes until it is dropped.
     Ok(Arc::new(unsafe { Region::new(pointer as u64, bytes, space, Box::new(block)) }))
 }
