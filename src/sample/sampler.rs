@@ -6,7 +6,7 @@ use crate::error::Result;
 use crate::io::TensorFiles;
 use crate::model::{Qwen2, ResidentWeights, checkpoint_reader};
 use crate::ops::{Ops, PAGE};
-use crate::tensor::{Arenas, Ledgers};
+use crate::tensor::{Arenas, LazyAllocator, Ledgers};
 
 pub struct Sampler {
     pub model: Qwen2,
@@ -39,7 +39,9 @@ impl Sampler {
     /// Reserves and loads.
     pub fn load(ops: &dyn Ops, config: &ModelConfig, files: &TensorFiles, capacity: Capacity) -> Result<Sampler> {
         let cut = |arenas: &mut Arenas| Self::cut(arenas, ops, config, capacity);
-        let (mut sampler, _) = Arenas::build(ops.allocator(), ops.host_allocator(), cut)?;
+        // On a CPU the cache may be gigabytes of which a job needs some.
+        let device = if ops.overlaps() { ops.allocator() } else { &LazyAllocator };
+        let (mut sampler, _) = Arenas::build(device, ops.host_allocator(), cut)?;
         sampler.model.upload_tables(ops)?;
         let layout = sampler.model.layout.clone();
         sampler.weights.load(ops, &mut *checkpoint_reader(files, &layout)?)?;

@@ -1,7 +1,7 @@
 //! Regions: one reserved span of host or device memory, and the allocators that hand them out.
 
 use crate::error::{Error, Result};
-use std::alloc::{Layout, alloc_zeroed, dealloc};
+use memmap2::{Advice, MmapMut};
 use std::any::Any;
 use std::sync::Arc;
 
@@ -57,60 +57,41 @@ pub trait Allocator {
 /// Host memory, aligned for vector loads and committed at once: what is reserved cannot run out later.
 pub struct HostAllocator;
 
-/// The same, for what a device copies from and to.
+/// Host memory that is committed where it is first used: for a cache that a short job fills only in part.
+pub struct LazyAllocator;
+
+/// Host memory that is committed at once, for what a device copies from and to.
 pub struct PinnedAllocator;
 
 pub(super) const ALIGNMENT: usize = 1024;
 
-struct HostBlock {
-    pointer: *mut u8,
-    layout: Layout,
-}
-
-// SAFETY: the block is plain memory that this value owns; access goes through tensors, which borrow.
-unsafe impl Send for HostBlock {}
-unsafe impl Sync for HostBlock {}
-
-impl Drop for HostBlock {
-    fn drop(&mut self) {
-        // SAFETY: allocated in `region` with this layout.
-        unsafe { dealloc(self.pointer, self.layout) }
+impl Allocator for HostAllocator {
+    fn region(&self, bytes: usize) -> Result<Arc<Region>> {
+        host_region(bytes, Space::Host, true)
     }
 }
 
-impl Allocator for HostAllocator {
+impl Allocator for LazyAllocator {
     fn region(&self, bytes: usize) -> Result<Arc<Region>> {
-        host_region(bytes, Space::Host)
+        host_region(bytes, Space::Host, false)
     }
 }
 
 impl Allocator for PinnedAllocator {
     fn region(&self, bytes: usize) -> Result<Arc<Region>> {
-        host_region(bytes, Space::Pinned)
+        host_region(bytes, Space::Pinned, true)
     }
 }
 
-fn host_region(bytes: usize, space: Space) -> Result<Arc<Region>> {
-    let too_big = || Error::does_not_fit(format!("cannot reserve {} of host memory", super::format_bytes(bytes)));
-    let layout = Layout::from_size_align(bytes.max(ALIGNMENT), ALIGNMENT).map_err(|_| too_big())?;
-    // SAFETY: the layout is not empty.
-    let pointer = unsafe { alloc_zeroed(layout) };
-    if pointer.is_null() {
-        return Err(too_big());
+/// Fresh pages of the system, which are zero: an allocator would write zeros where memory is aligned.
+fn host_region(bytes: usize, space: Space, committed: bool) -> Result<Arc<Region>> {
+    let too_big = |_| Error::does_not_fit(format!("cannot reserve {} of host memory", super::format_bytes(bytes)));
+    let mut pages = MmapMut::map_anon(bytes.max(ALIGNMENT)).map_err(too_big)?;
+    if committed {
+        // A kernel that cannot (before Linux 5.14) commits them when they are first used.
+        let _ = pages.advise(Advice::PopulateWrite);
     }
-    let block = HostBlock { pointer, layout };
-    commit(pointer, bytes);
-    // SAFETY: the block owns these bytes until it is dropped.
-    Ok(Arc::new(unsafe { Region::new(pointer as u64, bytes, space, Box::new(block)) }))
-}
-
-/// Touches the whole pages of fresh memory, many at a time. A kernel that cannot (before Linux 5.14) commits them when they are first used.
-fn commit(pointer: *mut u8, bytes: usize) {
-    const PAGE: usize = 4096;
-    let begin = (pointer as usize).next_multiple_of(PAGE);
-    let pages = (pointer as usize + bytes).saturating_sub(begin) / PAGE;
-    if pages > 0 {
-        // SAFETY: the pages are ours, zeroed and used by nobody yet; populating them changes no byte.
-        let _ = unsafe { rustix::mm::madvise(begin as *mut _, pages * PAGE, rustix::mm::Advice::LinuxPopulateWrite) };
-    }
+    let pointer = pages.as_mut_ptr();
+    // SAFETY: the pages own these bytes until they are dropped.
+    Ok(Arc::new(unsafe { Region::new(pointer as u64, bytes, space, Box::new(pages)) }))
 }

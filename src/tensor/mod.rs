@@ -8,7 +8,7 @@ mod view;
 
 pub use arena::{Arena, Arenas, Ledger, LedgerEntry, Ledgers};
 pub use dtype::DType;
-pub use memory::{Allocator, HostAllocator, PinnedAllocator, Region, Space};
+pub use memory::{Allocator, HostAllocator, LazyAllocator, PinnedAllocator, Region, Space};
 pub use shape::Shape;
 pub use view::{Tensor, View, ViewMut};
 

@@ -139,3 +139,15 @@ fn shards_are_parts_that_make_the_whole() {
         assert!(text.parse::<Shard>().is_err(), "{text}");
     }
 }
+
+/// A number as JSON writes it may be another number once it was read.
+#[test]
+fn ids_are_texts_or_whole_numbers_of_64_bits() {
+    let row = |id: &str| read(format!("{{\"prompt\": \"x\", \"id\": {id}}}")).pop().unwrap().2;
+    assert_eq!(row("18446744073709551615"), Ok(json!(u64::MAX)));
+    assert_eq!(row("-1"), Ok(json!(-1)));
+    assert_eq!(row("\"1.5\""), Ok(json!("1.5")));
+    for id in ["18446744073709551616", "1e0", "1.5", "-0"] {
+        assert!(row(id).is_err_and(|what| what.contains("64 bits")), "{id}");
+    }
+}
