@@ -122,7 +122,7 @@ pub fn run(mut args: ScoreArgs) -> Result<()> {
     args.model = resolve_model(&args.model)?;
     let logits = args.logits.as_deref().map(|path| ("--logits", path));
     let outputs: Vec<_> = std::iter::once(("--output", args.output.as_path())).chain(logits).collect();
-    refuse_to_replace_inputs(&args.input, &args.model, &outputs)?;
+    refuse_to_replace_inputs(&[("--input", &args.input), ("--model", &args.model)], &outputs)?;
     let ops = args.device.ops(args.dtype)?;
     let config = ModelConfig::from_file(&args.model.join("config.json"))?;
     Qwen2::require(ops.as_ref(), &config)?;

@@ -1,7 +1,7 @@
 //! Which chains are trained on: a gate, the best chain of each problem, a ranking, and from its top as many as are wanted, balanced and without repetition. A pure
 //! function of the chains and the seed: their order does not matter.
 
-use super::normalise::{gram_hash, gram_hashes, normalise, word_hashes};
+use super::normalise::{gram_hash, gram_hashes, mix, normalise, word_hashes};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// A chain that could be chosen.
@@ -13,6 +13,8 @@ pub struct Candidate {
     pub problem: String,
     /// The text of the chain.
     pub chain: String,
+    /// A hash of its row: with the seed it decides between equals.
+    pub row: u64,
     /// From 0, better is more.
     pub score: f64,
     /// Whether its answer is right; none if nobody graded it.
@@ -73,7 +75,7 @@ pub fn select(candidates: &[Candidate], options: &Options) -> Selection {
         None if !options.ungraded => Some(Reason::NotGraded),
         _ => None,
     };
-    let ties: Vec<blake3::Hash> = candidates.iter().map(|candidate| tie(candidate, options.seed)).collect();
+    let ties: Vec<u64> = candidates.iter().map(|candidate| tie(candidate, options.seed)).collect();
     let mut best: BTreeMap<&str, usize> = BTreeMap::new();
     for (at, candidate) in candidates.iter().enumerate() {
         if let Some(reason) = gate(candidate) {
@@ -82,7 +84,7 @@ pub fn select(candidates: &[Candidate], options: &Options) -> Selection {
         }
         let better = |other: &usize| {
             let by_score = known(candidate.score).total_cmp(&known(candidates[*other].score));
-            by_score.then(ties[at].as_bytes().cmp(ties[*other].as_bytes())).is_gt()
+            by_score.then(ties[at].cmp(&ties[*other])).is_gt()
         };
         let kept = best.entry(candidate.id.as_str()).or_insert(at);
         let loser = if *kept == at {
@@ -119,13 +121,8 @@ pub fn select(candidates: &[Candidate], options: &Options) -> Selection {
 }
 
 /// Decides between equals.
-fn tie(candidate: &Candidate, seed: u64) -> blake3::Hash {
-    let mut hash = blake3::Hasher::new();
-    hash.update(&seed.to_le_bytes());
-    for text in [&candidate.id, &candidate.chain] {
-        hash.update(&(text.len() as u64).to_le_bytes()).update(text.as_bytes());
-    }
-    hash.finalize()
+fn tie(candidate: &Candidate, seed: u64) -> u64 {
+    mix(candidate.row ^ mix(seed))
 }
 
 /// What is no number is the worst.
@@ -134,11 +131,11 @@ fn known(score: f64) -> f64 {
 }
 
 /// Best first.
-fn ranking(candidates: &[Candidate], mut numbers: Vec<usize>, ties: &[blake3::Hash], novelty: f64) -> Vec<usize> {
+fn ranking(candidates: &[Candidate], mut numbers: Vec<usize>, ties: &[u64], novelty: f64) -> Vec<usize> {
     let by_score = shares(&numbers, |at| known(candidates[at].score));
     let by_novelty = shares(&numbers, |at| candidates[at].novelty.map_or(f64::NEG_INFINITY, known));
     let value = |at: &usize| (1.0 - novelty) * by_score[at] + novelty * by_novelty[at];
-    let order = |a: &usize, b: &usize| value(b).total_cmp(&value(a)).then(ties[*b].as_bytes().cmp(ties[*a].as_bytes()));
+    let order = |a: &usize, b: &usize| value(b).total_cmp(&value(a)).then(ties[*b].cmp(&ties[*a]));
     numbers.sort_by(order);
     numbers
 }
@@ -237,6 +234,7 @@ mod tests {
             id: format!("p{id}"),
             problem: words.join(" "),
             chain: chain.to_string(),
+            row: xxhash_rust::xxh3::xxh3_64(format!("{id} {chain}").as_bytes()),
             score,
             correct: Some(true),
             ..Candidate::default()

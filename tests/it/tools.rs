@@ -232,9 +232,8 @@ fn broken_rows_are_told_and_the_others_go_on() {
     let good = json!({"id": 1, "problem": "How many apples are there?", "answer": "5", "response": response("5"), "score": 0.5, "correct": true, "unknown": {"x": 1}});
     let mut other = good.clone();
     other["id"] = 2.into();
-    for (name, arguments) in
-        [("limo-pool", &[][..]), ("limo-grade", &[]), ("limo-score", &[]), ("limo-select", &["--likeness", "1"])]
-    {
+    other["problem"] = "What do seven pears weigh?".into();
+    for (name, arguments) in [("limo-pool", &[][..]), ("limo-grade", &[]), ("limo-score", &[]), ("limo-select", &[])] {
         let mut input = format!("\u{feff}{good}\r\n{{\"id\": 3,\n[1]\n\n").into_bytes();
         input.extend(b"\"\xff\"\n{\"problem\": 5, \"id\": true}\n");
         input.extend(other.to_string().bytes());
@@ -290,6 +289,50 @@ fn rows_that_belong_together_must_be_there() {
     assert!(code == 2 && error.contains("other"), "{error}");
     let (code, _, error) = run("limo-difficulty", &["--samples", &graded, "--rule", "3..=1"], "");
     assert!(code == 2 && error.contains("--rule"), "{error}");
+}
+
+/// LIMO's experiments: the same problems at each level of quality, problems of some levels.
+#[test]
+fn chains_are_chosen_by_fields_and_by_problems() {
+    let folder = Folder::new();
+    let texts = ["How many apples weigh a ton?", "Is seven prime, and why?", "Find the sum of all squares below ten."];
+    let chain = |problem: usize, quality: &str, score: f64| json!({"id": problem, "problem": texts[problem], "level": problem + 1, "quality": quality, "score": score, "response": quality.repeat(3), "correct": true});
+    let chains: Vec<Value> =
+        (0..3).flat_map(|at| [chain(at, "L1", 0.1 * at as f64), chain(at, "L5", 1.0 - 0.1 * at as f64)]).collect();
+    let ids = |rows: &[Value]| rows.iter().map(|row| (row["id"].as_u64().unwrap(), row["quality"].clone())).collect::<Vec<_>>();
+    let two = succeed("limo-select", &["--top", "2"], &chains);
+    assert_eq!(ids(&two), [(0, json!("L5")), (1, json!("L5"))]);
+    let two = folder.write("two.jsonl", &two);
+    let low = succeed("limo-select", &["--only", "quality=L1", "--problems", &two], &chains);
+    assert_eq!(ids(&low), [(1, json!("L1")), (0, json!("L1"))]);
+    let easy = succeed("limo-select", &["--only", "level=1,3", "--only", "quality=L5"], &chains);
+    assert_eq!(ids(&easy), [(0, json!("L5")), (2, json!("L5"))]);
+    let (code, _, error) = run("limo-select", &["--only", "=x"], lines(&chains));
+    assert!(code == 2 && error.contains("FIELD=VALUE"), "{error}");
+}
+
+/// No tool writes over what it reads, and standard input is read once.
+#[test]
+fn files_are_not_confused() {
+    let folder = Folder::new();
+    let rows = folder
+        .write("rows.jsonl", &[json!({"id": 1, "problem": "P?", "answer": 1, "response": "x", "score": 1, "correct": true})]);
+    let before = fs::read(&rows).unwrap();
+    let new = folder.at("new");
+    let cases: [(&str, &[&str], &str); 7] = [
+        ("limo-pool", &[&rows, "--dropped", &rows], "--dropped"),
+        ("limo-pool", &["/dev/null", "--benchmark", &rows, "--report", &rows], "--report"),
+        ("limo-grade", &["/dev/null", "--gold", &rows, "--dropped", &rows], "would replace --gold"),
+        ("limo-score", &[&rows, "--rubric", &rows], "--rubric"),
+        ("limo-select", &[&rows, "--review", &rows], "--review"),
+        ("limo-select", &[&rows, "--review", &new, "--report", &new], "would replace --report"),
+        ("limo-difficulty", &["--samples", "a=-", "--rule", "0..=0"], "both FILE and --samples are standard input"),
+    ];
+    for (name, arguments, expected) in cases {
+        let (code, _, error) = run(name, arguments, "");
+        assert!(code == 2 && error.contains(expected), "{name} {arguments:?}: {error}");
+        assert_eq!(fs::read(&rows).unwrap(), before);
+    }
 }
 
 /// A judge's answers come back to their chains.

@@ -32,7 +32,10 @@ pub fn run(mut args: SampleArgs) -> Result<()> {
     let part = Part::of(&args)?;
     args.model = resolve_model(&args.model)?;
     let beside = JobRecord::path(&part.output);
-    refuse_to_replace_inputs(&args.input, &args.model, &[("--output", &part.output), ("--output", &beside)])?;
+    refuse_to_replace_inputs(
+        &[("--input", &args.input), ("--model", &args.model)],
+        &[("--output", &part.output), ("--output", &beside)],
+    )?;
     let model = Model::open(&args.model, &args.sampling, &args.engine, part.ordinal)?;
     let stop_texts = StopTexts::new(&model.chat, &model.stop_texts)?;
     let record = model.record(&args.sampling, args.token_ids)?;

@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::report::Bar;
 use clap::Parser;
 use serde_json::{Value, json};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 /// Keep the problems that solvers find as hard as wanted
@@ -47,7 +47,8 @@ impl FromStr for Solver {
 }
 
 pub fn run(args: DifficultyArgs) -> Result<()> {
-    let mut frame = Frame::open(&args.frame)?;
+    let inputs: Vec<(&str, &Path)> = args.samples.iter().map(|solver| ("--samples", solver.file.as_path())).collect();
+    let mut frame = Frame::open(&args.frame, &inputs, &[])?;
     let tallies = args.samples.iter().map(|solver| read_tally(&mut frame, solver)).collect::<Result<Vec<_>>>()?;
     let wrong = |what: String| Error::usage(what).help("--samples names solvers, --rule says what is wanted of them");
     let filter = Filter::new(tallies, args.rule.clone()).map_err(wrong)?;

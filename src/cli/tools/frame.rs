@@ -1,13 +1,13 @@
 //! What the tools share: rows of files or of standard input, rows to standard output, dropped rows with their reasons, broken rows told and counted.
 
-use crate::cli::replaced::same;
+use crate::cli::replaced::refuse_to_replace_inputs;
 use crate::cli::terminal::visible;
 use crate::data::RowFile;
 use crate::error::{Error, Result, write_error};
 use crate::io::write_atomic;
 use crate::report::{Bar, Report};
-use serde_json::{Map, Value, json};
-use std::collections::{BTreeMap, HashMap};
+use serde_json::{Map, Value};
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufWriter, ErrorKind, Write};
 use std::path::{Path, PathBuf};
@@ -94,14 +94,22 @@ pub struct Counts {
 }
 
 impl Frame {
-    /// Errors: usage, if a file that is to be written is one that is read, or cannot be written.
-    pub fn open(args: &FrameArgs) -> Result<Frame> {
-        let outputs = [("--dropped", &args.dropped), ("--report", &args.report)];
-        for (flag, output) in outputs.iter().filter_map(|(flag, output)| Some((flag, output.as_ref()?))) {
-            if args.files.iter().any(|input| same(input, output)) {
-                return Err(Error::usage(format!("{flag} {} is an input too", output.display())).help("give it another name"));
-            }
+    /// `inputs` and `outputs` are the tool's own files with their flags.
+    ///
+    /// Errors: usage, if a file that is to be written is one that is read, or cannot be written, or if standard input is to be read twice.
+    pub fn open<'a>(args: &'a FrameArgs, inputs: &[(&str, &'a Path)], outputs: &[(&str, Option<&PathBuf>)]) -> Result<Frame> {
+        let (stdin, standard) = (Path::new("-"), [Path::new("-"), Path::new("/dev/stdin")]);
+        let rows: Vec<&Path> =
+            if args.files.is_empty() { vec![stdin] } else { args.files.iter().map(PathBuf::as_path).collect() };
+        let inputs: Vec<(&str, &Path)> = rows.into_iter().map(|file| ("FILE", file)).chain(inputs.iter().copied()).collect();
+        let from_stdin: Vec<&str> = inputs.iter().filter(|(_, file)| standard.contains(file)).map(|(flag, _)| *flag).collect();
+        if let [first, second, ..] = from_stdin[..] {
+            return Err(Error::usage(format!("both {first} and {second} are standard input")).help("give one of them a file"));
         }
+        let common = [("--dropped", args.dropped.as_ref()), ("--report", args.report.as_ref())];
+        let outputs: Vec<(&str, &Path)> =
+            common.iter().chain(outputs).filter_map(|(flag, path)| Some((*flag, path.as_ref()?.as_path()))).collect();
+        refuse_to_replace_inputs(&inputs, &outputs)?;
         let create = |path: &PathBuf| match File::create(path) {
             Ok(file) => Ok((path.clone(), BufWriter::new(file))),
             Err(error) => Err(write_error(path, error)),
@@ -208,6 +216,15 @@ pub fn present<'a>(row: &'a Row, name: &str) -> Option<&'a Value> {
     row.get(name).filter(|value| !value.is_null())
 }
 
+/// A field's value as text, for groups.
+pub fn value(row: &Row, name: &str) -> String {
+    match present(row, name) {
+        None => "none".to_string(),
+        Some(Value::String(value)) => value.clone(),
+        Some(other) => other.to_string(),
+    }
+}
+
 /// A row's id as text: a string, or a number.
 pub fn id(row: &Row) -> Result<String, String> {
     match present(row, "id") {
@@ -229,13 +246,9 @@ pub fn text<'a>(row: &'a Row, names: &[&str]) -> Result<&'a str, String> {
     value.as_str().ok_or_else(|| format!("field `{name}`: must be a string"))
 }
 
-/// What tells the chains of all problems apart: the problem's id, the model, and the sample, else the chain's number among those of its problem.
-pub fn chain_key(row: &Row, id: &str, numbers: &mut HashMap<String, usize>) -> String {
-    let number = numbers.entry(id.to_string()).or_default();
-    let sample = present(row, "sample").map_or_else(|| number.to_string(), Value::to_string);
-    *number += 1;
-    let model = present(row, "model").and_then(Value::as_str).unwrap_or_default();
-    json!([id, model, sample]).to_string()
+/// What tells the chains of all problems apart, whatever file and order they come in: the problem's id, and 48 bits of a hash of the chain.
+pub fn chain_key(id: &str, chain: &str) -> String {
+    format!("{id}#{}", &blake3::hash(chain.as_bytes()).to_hex()[..12])
 }
 
 /// Fields that hold a chain of reasoning, as `limo-engine sample` and others write it.

@@ -10,7 +10,7 @@ use crate::report::Bar;
 use clap::{Parser, ValueEnum};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Grade answers: find the final answer of each response, and compare it with the gold answer
 ///
@@ -74,7 +74,8 @@ struct Samples {
 pub fn run(args: GradeArgs) -> Result<()> {
     let options = Options { percent_as_fraction: args.percent_as_fraction };
     let mode = if args.mode == ModeChoice::Limo { Mode::Limo } else { Mode::Strict(options) };
-    let mut frame = Frame::open(&args.frame)?;
+    let inputs: Vec<(&str, &Path)> = args.gold.iter().map(|path| ("--gold", path.as_path())).collect();
+    let mut frame = Frame::open(&args.frame, &inputs, &[])?;
     let problems = args.gold.as_ref().map(|path| read_gold(&mut frame, path, mode)).transpose()?;
     let mut graded: BTreeMap<String, Samples> = BTreeMap::new();
     let mut number = 0usize;

@@ -51,7 +51,8 @@ fn share(text: &str) -> Result<f64, String> {
 }
 
 pub fn run(args: PoolArgs) -> Result<()> {
-    let mut frame = Frame::open(&args.frame)?;
+    let inputs: Vec<(&str, &Path)> = args.benchmark.iter().map(|path| ("--benchmark", path.as_path())).collect();
+    let mut frame = Frame::open(&args.frame, &inputs, &[])?;
     let benchmarks = read_benchmarks(&mut frame, &args.benchmark)?;
     let threshold = if args.similarity < 1.0 { args.similarity } else { f64::INFINITY };
     let mut dedupe = (!args.keep_duplicates).then(|| Dedupe::new(threshold));

@@ -1,6 +1,6 @@
 //! `limo-score`.
 
-use super::frame::{CHAINS, Frame, FrameArgs, PROBLEMS, Row, Source, chain_key, id, present, text};
+use super::frame::{CHAINS, Frame, FrameArgs, PROBLEMS, Row, Source, chain_key, id, present, text, value};
 use crate::curation::chain_score::{ChainScore, Keywords, WordLists, sketch};
 use crate::curation::levels::levels;
 use crate::curation::rubric::{self, Verdict, rank_correlation};
@@ -9,7 +9,7 @@ use crate::io::write_atomic;
 use crate::report::{Report, bins};
 use clap::{Parser, ValueEnum};
 use serde_json::{Value, json};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -75,16 +75,14 @@ pub fn run(args: ScoreArgs) -> Result<()> {
             WordLists::parse(&text).map_err(|e| e.context(path.display()))?
         }
     };
-    let mut frame = Frame::open(&args.frame)?;
+    let inputs = [("--words", &args.words), ("--verdicts", &args.verdicts)];
+    let inputs: Vec<(&str, &Path)> = inputs.iter().filter_map(|(flag, path)| Some((*flag, path.as_deref()?))).collect();
+    let mut frame = Frame::open(&args.frame, &inputs, &[("--rubric", args.rubric.as_ref())])?;
     let verdicts = args.verdicts.as_ref().map(|path| read_verdicts(&mut frame, path)).transpose()?;
     let mut chains: Vec<Scored> = Vec::new();
-    let mut numbers: HashMap<String, usize> = HashMap::new();
     while let Some((place, row)) = frame.next()? {
         match score(&row, &args, &lists) {
-            Ok((id, score)) => {
-                let key = chain_key(&row, &id, &mut numbers);
-                chains.push(Scored { row, id, key, score });
-            }
+            Ok((id, key, score)) => chains.push(Scored { row, id, key, score }),
             Err(what) => frame.broken(&place, &what),
         }
     }
@@ -110,7 +108,7 @@ pub fn run(args: ScoreArgs) -> Result<()> {
     frame.finish("Scores of chains", |report| fill(report, &chains, &table, agrees.as_deref()))
 }
 
-fn score(row: &Row, args: &ScoreArgs, lists: &WordLists) -> Result<(String, ChainScore), String> {
+fn score(row: &Row, args: &ScoreArgs, lists: &WordLists) -> Result<(String, String, ChainScore), String> {
     let (id, chain) = (id(row)?, text(row, &CHAINS)?);
     if chain.trim().is_empty() {
         return Err("the chain is empty".to_string());
@@ -118,7 +116,9 @@ fn score(row: &Row, args: &ScoreArgs, lists: &WordLists) -> Result<(String, Chai
     if args.rubric.is_some() {
         text(row, &PROBLEMS).map_err(|what| format!("{what}: a judge needs the problem"))?;
     }
-    Ok((id, if args.formula == Formula::Sketch { sketch(chain) } else { ChainScore::of(chain, lists) }))
+    let (key, score) =
+        (chain_key(&id, chain), if args.formula == Formula::Sketch { sketch(chain) } else { ChainScore::of(chain, lists) });
+    Ok((id, key, score))
 }
 
 fn add_levels(chains: &mut [Scored], scope: Scope) {
@@ -154,12 +154,7 @@ fn table(chains: &[Scored], by: &str, lists: &WordLists) -> Vec<Vec<String>> {
     }
     let mut groups: BTreeMap<String, Group> = BTreeMap::new();
     for chain in chains {
-        let name = match present(&chain.row, by) {
-            Some(Value::String(name)) => name.clone(),
-            Some(other) => other.to_string(),
-            None => "none".to_string(),
-        };
-        let group = groups.entry(name).or_insert_with(|| Group { tokens: Some(0.0), ..Group::default() });
+        let group = groups.entry(value(&chain.row, by)).or_insert_with(|| Group { tokens: Some(0.0), ..Group::default() });
         group.chains += 1.0;
         group.score += chain.score.score;
         group.words += chain.score.words;
@@ -192,10 +187,11 @@ fn fill(report: &mut Report, chains: &[Scored], table: &[Vec<String>], agreement
     }
 }
 
-/// A request a chain; its id leads back to it.
+/// A request a chain, one for equal ones; its id leads back to it.
 fn write_requests(path: &Path, chains: &[Scored]) -> Result<()> {
+    let mut asked = HashSet::new();
     write_atomic(path, |out| {
-        for Scored { row, key, .. } in chains {
+        for Scored { row, key, .. } in chains.iter().filter(|chain| asked.insert(&chain.key)) {
             let (problem, chain) = (text(row, &PROBLEMS).unwrap_or_default(), text(row, &CHAINS).unwrap_or_default());
             let messages = json!([
                 {"role": "system", "content": rubric::SYSTEM},

@@ -1,6 +1,6 @@
 //! `limo-select`.
 
-use super::frame::{CHAINS, Frame, FrameArgs, PROBLEMS, Row, Source, chain_key, id, present, text};
+use super::frame::{CHAINS, Frame, FrameArgs, PROBLEMS, Row, Source, chain_key, id, present, text, value};
 use crate::curation::selection::{Candidate, Options, Reason, select};
 use crate::error::{Error, Result, write_error};
 use crate::io::write_atomic;
@@ -10,6 +10,8 @@ use serde_json::{Value, json};
 use std::collections::{BTreeMap, HashMap};
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use xxhash_rust::xxh3::xxh3_64;
 
 /// Choose the chains to train on: the best right one of each problem, ranked, balanced, without repetition
 ///
@@ -32,6 +34,12 @@ pub struct SelectArgs {
     /// Also take chains that nobody graded; wrong ones are never taken
     #[arg(long)]
     ungraded: bool,
+    /// Only chains with one of these values in this field, as level=1,2 or quality=L1; of several flags all must hold
+    #[arg(long, value_name = "FIELD=VALUE,…")]
+    only: Vec<Only>,
+    /// Only chains of the problems whose ids this file has
+    #[arg(long, value_name = "FILE")]
+    problems: Option<PathBuf>,
     /// Fields whose values are to be even, as subject,level,source
     #[arg(long, value_name = "FIELD,…", value_delimiter = ',')]
     balance: Vec<String>,
@@ -59,6 +67,22 @@ fn share(text: &str) -> Result<f64, String> {
     }
 }
 
+/// What a field must be.
+#[derive(Debug, Clone)]
+struct Only {
+    field: String,
+    values: Vec<String>,
+}
+
+impl FromStr for Only {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Only, String> {
+        let (field, values) = text.split_once('=').filter(|(field, _)| !field.is_empty()).ok_or("must be FIELD=VALUE,…")?;
+        Ok(Only { field: field.to_string(), values: values.split(',').map(str::to_string).collect() })
+    }
+}
+
 /// What a person said of a chain.
 enum Decision {
     Accept,
@@ -67,11 +91,13 @@ enum Decision {
 }
 
 pub fn run(args: SelectArgs) -> Result<()> {
-    let mut frame = Frame::open(&args.frame)?;
+    let inputs = [("--novelty", &args.novelty), ("--decisions", &args.decisions), ("--problems", &args.problems)];
+    let inputs: Vec<(&str, &Path)> = inputs.iter().filter_map(|(flag, path)| Some((*flag, path.as_deref()?))).collect();
+    let mut frame = Frame::open(&args.frame, &inputs, &[("--review", args.review.as_ref())])?;
+    let problems = args.problems.as_ref().map(|path| read_all(&mut frame, path, |row| Ok((id(&row)?, ())))).transpose()?;
     let novelty = args.novelty.as_ref().map(|path| read_novelty(&mut frame, path)).transpose()?;
     let decisions = args.decisions.as_ref().map(|path| read_decisions(&mut frame, path)).transpose()?.unwrap_or_default();
     let (mut rows, mut candidates, mut keys) = (Vec::new(), Vec::new(), Vec::new());
-    let mut numbers = HashMap::new();
     let mut found = 0usize;
     while let Some((place, mut row)) = frame.next()? {
         let read = candidate(&row, &args, novelty.as_ref());
@@ -82,7 +108,12 @@ pub fn run(args: SelectArgs) -> Result<()> {
                 continue;
             }
         };
-        let key = chain_key(&row, &candidate.id, &mut numbers);
+        let wanted = problems.as_ref().is_none_or(|problems| problems.contains_key(&candidate.id));
+        if !wanted || !args.only.iter().all(|only| only.values.contains(&value(&row, &only.field))) {
+            frame.drop(row, "not wanted", Row::new())?;
+            continue;
+        }
+        let key = chain_key(&candidate.id, &candidate.chain);
         match decisions.get(&key) {
             Some(Decision::Reject) => {
                 found += 1;
@@ -161,18 +192,14 @@ fn candidate(row: &Row, args: &SelectArgs, novelty: Option<&HashMap<String, f64>
         Some(Value::Bool(correct)) => Some(*correct),
         Some(_) => return Err("field `correct`: must be true or false".to_string()),
     };
-    let group = |name: &String| match present(row, name) {
-        None => "none".to_string(),
-        Some(Value::String(value)) => value.clone(),
-        Some(other) => other.to_string(),
-    };
     Ok(Candidate {
         problem: text(row, &PROBLEMS)?.to_string(),
         chain: text(row, &CHAINS)?.to_string(),
         score: score.as_f64().ok_or("field `score`: must be a number")?,
         correct,
         novelty: novelty.and_then(|novelty| novelty.get(&id).copied()),
-        groups: args.balance.iter().map(group).collect(),
+        groups: args.balance.iter().map(|name| value(row, name)).collect(),
+        row: xxh3_64(Value::Object(row.clone()).to_string().as_bytes()),
         id,
     })
 }
@@ -221,7 +248,7 @@ fn read_decisions(frame: &mut Frame, path: &Path) -> Result<HashMap<String, Deci
     read_all(frame, path, read)
 }
 
-/// Reads the rows of a file beside the chains; those that cannot be read are told. Of a key that comes twice the last row counts.
+/// Reads the rows of a file beside the chains by their keys; those that cannot be read are told.
 fn read_all<T>(
     frame: &mut Frame,
     path: &Path,
@@ -231,6 +258,7 @@ fn read_all<T>(
     let mut all = HashMap::new();
     while let Some((place, row)) = source.next()? {
         match row.and_then(&read) {
+            Ok((key, _)) if all.contains_key(&key) => frame.broken(&place, &format!("there is a row for {key} already")),
             Ok((key, value)) => drop(all.insert(key, value)),
             Err(what) => frame.broken(&place, &what),
         }
