@@ -21,6 +21,17 @@ fn tool(name: &str) -> Command {
     command
 }
 
+const TOOLS: [&str; 5] = ["limo-pool", "limo-difficulty", "limo-grade", "limo-score", "limo-select"];
+
+#[test]
+fn the_command_lines_are_frozen() {
+    for name in TOOLS {
+        let output = tool(name).arg("--help").output().unwrap();
+        assert!(output.status.success() && output.stderr.is_empty());
+        insta::assert_snapshot!(format!("help_{name}"), String::from_utf8(output.stdout).unwrap());
+    }
+}
+
 /// Exit code, rows, standard error.
 fn run(name: &str, arguments: &[&str], input: impl AsRef<[u8]>) -> (i32, Vec<Value>, String) {
     let mut child =
