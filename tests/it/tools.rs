@@ -241,6 +241,7 @@ fn tools_are_joined_by_pipes() {
 #[test]
 fn broken_rows_are_told_and_the_others_go_on() {
     let good = json!({"id": 1, "problem": "How many apples are there?", "answer": "5", "response": response("5"), "score": 0.5, "correct": true, "unknown": {"x": 1}});
+    let folder = Folder::new();
     let mut other = good.clone();
     other["id"] = 2.into();
     other["problem"] = "What do seven pears weigh?".into();
@@ -255,7 +256,11 @@ fn broken_rows_are_told_and_the_others_go_on() {
         {
             assert!(error.contains(expected), "{name} should say {expected}: {error}");
         }
-        let (code, _, error) = run(name, &[arguments, &["--allow-errors"]].concat(), &input);
+        let dropped = folder.at("dropped.jsonl");
+        let (code, _, error) = run(name, &[arguments, &["--allow-errors", "--dropped", &dropped]].concat(), &input);
+        let kept = read(&dropped);
+        assert_eq!(kept.iter().map(|row| row["dropped"]["line"].as_u64().unwrap()).collect::<Vec<_>>(), [2, 3, 5, 6]);
+        assert!(kept[3]["problem"] == 5 && kept[3]["dropped"]["reason"] == "broken", "{kept:?}");
         assert!(code == 0 && error.contains("6 rows read, 2 written, 0 dropped, 4 broken"), "{name}: {error}");
         let (code, _, error) = run(name, &["no such file.jsonl"], "");
         assert!(code == 3 && error.contains("no such file.jsonl"), "{name}: {error}");

@@ -54,14 +54,15 @@ pub fn run(args: DifficultyArgs) -> Result<()> {
     let filter = Filter::new(tallies, args.rule.clone()).map_err(wrong)?;
     while let Some((place, row)) = frame.next()? {
         let row = Value::Object(row);
-        match filter.request(&row) {
-            Err(what) => frame.broken(&place, &what),
-            Ok(Ok(Value::Object(row))) => frame.write(&row)?,
+        let request = filter.request(&row);
+        let Value::Object(row) = row else { continue };
+        match request {
+            Err(what) => frame.broken_row(row, &place, &what)?,
+            Ok(Ok(Value::Object(request))) => frame.write(&request)?,
             Ok(Ok(_)) => return Err(Error::internal("a request is an object")),
             // Without its samples nobody knows how hard a problem is.
-            Ok(Err(reason)) if reason.is_incomplete() => frame.broken(&place, &reason.to_string()),
+            Ok(Err(reason)) if reason.is_incomplete() => frame.broken_row(row, &place, &reason.to_string())?,
             Ok(Err(reason)) => {
-                let Value::Object(row) = row else { continue };
                 frame.drop(row, "difficulty", Row::from_iter([("why".to_string(), json!(reason.to_string()))]))?;
             }
         }
@@ -89,7 +90,7 @@ fn read_tally(frame: &mut Frame, solver: &Solver) -> Result<Tally> {
     let mut source = Source::new(std::slice::from_ref(&solver.file));
     while let Some((place, row)) = source.next()? {
         if let Err(what) = row.and_then(|row| tally.add(&Value::Object(row))) {
-            frame.broken(&place, &what);
+            frame.broken(&place, &what)?;
         }
     }
     Ok(tally)

@@ -6,7 +6,7 @@ use crate::data::RowFile;
 use crate::error::{Error, Result, write_error};
 use crate::io::write_atomic;
 use crate::report::{Bar, Report};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufWriter, ErrorKind, Write};
@@ -20,7 +20,7 @@ pub struct FrameArgs {
     /// Rows: JSON lines or a JSON list; none or `-`: standard input
     #[arg(value_name = "FILE")]
     pub files: Vec<PathBuf>,
-    /// Also write the rows that are dropped, each with the reason as `dropped`
+    /// Also write the rows that are dropped or broken, each with the reason as `dropped`
     #[arg(long, value_name = "FILE")]
     pub dropped: Option<PathBuf>,
     /// Also write an HTML page with statistics and plots
@@ -133,16 +133,22 @@ impl Frame {
             self.counts.read += 1;
             match row {
                 Ok(row) => return Ok(Some((place, row))),
-                Err(what) => self.broken(&place, &what),
+                Err(what) => self.broken(&place, &what)?,
             }
         }
         Ok(None)
     }
 
-    /// Tells that a row cannot be used, and counts it.
-    pub fn broken(&mut self, place: &Place, what: &str) {
+    /// Tells that a row which was not even read, or is of another file than the tool's rows, cannot be used, and counts it.
+    pub fn broken(&mut self, place: &Place, what: &str) -> Result<()> {
+        self.broken_row(Row::new(), place, what)
+    }
+
+    /// Tells that a row cannot be used, counts it, and keeps it with the dropped ones.
+    pub fn broken_row(&mut self, row: Row, place: &Place, what: &str) -> Result<()> {
         self.counts.broken += 1;
         self.tell(&format!("{}:{}: {what}; the row is left out", place.file.display(), place.line));
+        self.keep(row, json!({"reason": "broken", "file": place.file.display().to_string(), "line": place.line, "why": what}))
     }
 
     /// A line to standard error. That it is closed stops nothing.
@@ -167,12 +173,16 @@ impl Frame {
     }
 
     /// A row that does not become part of the result: `reason`, and what else is to be known, are kept with it.
-    pub fn drop(&mut self, mut row: Row, reason: &str, more: Row) -> Result<()> {
+    pub fn drop(&mut self, row: Row, reason: &str, more: Row) -> Result<()> {
         *self.counts.dropped.entry(reason.to_string()).or_default() += 1;
-        let Some((path, file)) = &mut self.dropped else { return Ok(()) };
         let mut why = Row::from_iter([("reason".to_string(), Value::from(reason))]);
         why.extend(more);
-        row.insert("dropped".to_string(), Value::Object(why));
+        self.keep(row, Value::Object(why))
+    }
+
+    fn keep(&mut self, mut row: Row, why: Value) -> Result<()> {
+        let Some((path, file)) = &mut self.dropped else { return Ok(()) };
+        row.insert("dropped".to_string(), why);
         let written =
             serde_json::to_writer(&mut *file, &row).map_err(std::io::Error::from).and_then(|()| file.write_all(b"\n"));
         written.map_err(|e| write_error(path, e))

@@ -84,12 +84,12 @@ pub fn run(args: GradeArgs) -> Result<()> {
         number += 1;
         match result {
             Ok(()) => frame.write(&row)?,
-            Err(what) => frame.broken(&place, &what),
+            Err(what) => frame.broken_row(row, &place, &what)?,
         }
     }
     for (id, problem) in problems.iter().flatten() {
         if !graded.contains_key(id) {
-            frame.broken(&problem.place, &format!("id {id} has no samples"));
+            frame.broken(&problem.place, &format!("id {id} has no samples"))?;
         }
     }
     let table = table(&graded, &args.k, mode);
@@ -116,7 +116,7 @@ fn read_gold(frame: &mut Frame, path: &PathBuf, mode: Mode) -> Result<BTreeMap<S
         number += 1;
         match read {
             Ok((id, problem)) => drop(problems.insert(id, problem)),
-            Err(what) => frame.broken(&place, &what),
+            Err(what) => frame.broken(&place, &what)?,
         }
     }
     if problems.is_empty() {

@@ -68,20 +68,19 @@ pub fn run(args: PoolArgs) -> Result<()> {
             reading.file = stem(&file);
         }
         let row = Value::Object(row);
-        let problem = reading.problem(&row, number);
+        let problem = reading.problem(&row, number).and_then(|problem| match ids.insert(problem.id.to_string()) {
+            true => Ok(problem),
+            false => Err(format!("its id {} is that of an earlier row", problem.id)),
+        });
         number += 1;
+        let Value::Object(row) = row else { continue };
         let problem = match problem {
-            Ok(problem) if !ids.insert(problem.id.to_string()) => {
-                frame.broken(&place, &format!("its id {} is that of an earlier row", problem.id));
-                continue;
-            }
             Ok(problem) => problem,
             Err(what) => {
-                frame.broken(&place, &what);
+                frame.broken_row(row, &place, &what)?;
                 continue;
             }
         };
-        let Value::Object(row) = row else { continue };
         if let Some(benchmarks) = &benchmarks {
             let findings = benchmarks.find(&problem.problem);
             for (name, one) in [("copy", &findings.copy), ("8-gram", &findings.grams8), ("13-gram", &findings.grams13)] {
@@ -150,7 +149,7 @@ fn read_benchmarks(frame: &mut Frame, files: &[PathBuf]) -> Result<Option<Benchm
             number += 1;
             match problem {
                 Ok(problem) => rows.push((reading.file.clone(), problem)),
-                Err(what) => frame.broken(&place, &what),
+                Err(what) => frame.broken(&place, &what)?,
             }
         }
     }

@@ -83,7 +83,7 @@ pub fn run(args: ScoreArgs) -> Result<()> {
     while let Some((place, row)) = frame.next()? {
         match score(&row, &args, &lists) {
             Ok((id, key, score)) => chains.push(Scored { row, id, key, score }),
-            Err(what) => frame.broken(&place, &what),
+            Err(what) => frame.broken_row(row, &place, &what)?,
         }
     }
     if let Some(path) = &args.rubric {
@@ -215,7 +215,7 @@ fn read_verdicts(frame: &mut Frame, path: &Path) -> Result<HashMap<String, Verdi
         });
         match read {
             Ok((id, verdict)) => drop(verdicts.insert(id, verdict)),
-            Err(what) => frame.broken(&place, &what),
+            Err(what) => frame.broken(&place, &what)?,
         }
     }
     if verdicts.is_empty() {

@@ -104,7 +104,7 @@ pub fn run(args: SelectArgs) -> Result<()> {
         let mut candidate = match read {
             Ok(candidate) => candidate,
             Err(what) => {
-                frame.broken(&place, &what);
+                frame.broken_row(row, &place, &what)?;
                 continue;
             }
         };
@@ -258,9 +258,9 @@ fn read_all<T>(
     let mut all = HashMap::new();
     while let Some((place, row)) = source.next()? {
         match row.and_then(&read) {
-            Ok((key, _)) if all.contains_key(&key) => frame.broken(&place, &format!("there is a row for {key} already")),
+            Ok((key, _)) if all.contains_key(&key) => frame.broken(&place, &format!("there is a row for {key} already"))?,
             Ok((key, value)) => drop(all.insert(key, value)),
-            Err(what) => frame.broken(&place, &what),
+            Err(what) => frame.broken(&place, &what)?,
         }
     }
     match all.is_empty() {
