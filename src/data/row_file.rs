@@ -94,7 +94,7 @@ impl RowFile {
     /// The next row, or what is wrong with it; none after the last one.
     ///
     /// Errors: data, if the file cannot be read any further.
-    pub fn next(&mut self) -> Result<Option<Result<Object, Fault>>> {
+    pub fn next_row(&mut self) -> Result<Option<Result<Object, Fault>>> {
         if let Some(row) = self.columns.next() {
             return Ok(Some(Ok(row)));
         }

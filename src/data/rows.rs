@@ -60,7 +60,7 @@ const RESPONSES: [&str; 4] = ["response", "completion", "solution", "output"];
 pub fn read_prompts(path: &Path, fields: &FieldNames, system: Option<&str>) -> Result<Vec<Prompt>> {
     let mut file = RowFile::open(path)?;
     let mut prompts = Vec::new();
-    while let Some(row) = file.next()? {
+    while let Some(row) = file.next_row()? {
         let number = prompts.len();
         prompts.push(row.and_then(|row| prompt_of(row, number, fields, system)).map_err(|fault| at(path, fault))?);
     }
@@ -71,7 +71,7 @@ pub fn read_prompts(path: &Path, fields: &FieldNames, system: Option<&str>) -> R
 pub(super) fn read_rows(path: &Path, fields: &FieldNames, system: Option<&str>, responses: bool) -> Result<Vec<Row>> {
     let mut file = RowFile::open(path)?;
     let mut rows = Vec::new();
-    while let Some(object) = file.next()? {
+    while let Some(object) = file.next_row()? {
         let row = object.and_then(|(line, object)| {
             let messages = conversation(&object, fields, system, responses).map_err(|what| (line, what))?;
             let id = id(&object, fields).map_err(|what| (line, what))?;
@@ -120,9 +120,8 @@ impl PromptReader {
     }
 
     /// The next row. Errors: data, if the file cannot be read any further.
-    #[allow(clippy::should_implement_trait)]
-    pub fn next(&mut self) -> Result<Option<Entry>> {
-        let Some(row) = self.file.next()? else { return Ok(None) };
+    pub fn next_row(&mut self) -> Result<Option<Entry>> {
+        let Some(row) = self.file.next_row()? else { return Ok(None) };
         let number = self.next;
         self.next += 1;
         let named = |row: Object| {

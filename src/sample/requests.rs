@@ -119,7 +119,7 @@ impl<'a> Requests<'a> {
     ///
     /// Errors: data, if the input cannot be read any further, or if none of its rows can be sampled.
     pub fn next(&mut self, report: &mut dyn FnMut(&str)) -> Result<Option<Request>> {
-        while let Some(Entry { number, line, prompt }) = self.prompts.next()? {
+        while let Some(Entry { number, line, prompt }) = self.prompts.next_row()? {
             let own = self.shard.holds(number);
             self.counts.rows += usize::from(own);
             // Every shard looks at all ids, so that all agree which row has one first.

@@ -100,7 +100,7 @@ fn from_a_pool_to_training_rows() {
             3 * i + 1,
             i * i + 5
         );
-        json!({"id": format!("p{i}"), "problem": text, "answer": (i * 7).to_string(), "subject": if i % 3 == 0 { "algebra" } else { "counting" }, "level": 1 + i % 5})
+        json!({"id": format!("p{i}"), "problem": text, "answer": (i * 7).to_string(), "subject": if i.is_multiple_of(3) { "algebra" } else { "counting" }, "level": 1 + i % 5})
     };
     let mut rows: Vec<Value> = (0..60).map(problem).collect();
     let mut again = problem(7);

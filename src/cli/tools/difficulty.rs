@@ -52,7 +52,7 @@ pub fn run(args: DifficultyArgs) -> Result<()> {
     let tallies = args.samples.iter().map(|solver| read_tally(&mut frame, solver)).collect::<Result<Vec<_>>>()?;
     let wrong = |what: String| Error::usage(what).help("--samples names solvers, --rule says what is wanted of them");
     let filter = Filter::new(tallies, args.rule.clone()).map_err(wrong)?;
-    while let Some((place, row)) = frame.next()? {
+    while let Some((place, row)) = frame.next_row()? {
         let row = Value::Object(row);
         let request = filter.request(&row);
         let Value::Object(row) = row else { continue };
@@ -88,7 +88,7 @@ pub fn run(args: DifficultyArgs) -> Result<()> {
 fn read_tally(frame: &mut Frame, solver: &Solver) -> Result<Tally> {
     let mut tally = Tally::new(&solver.name);
     let mut source = Source::new(std::slice::from_ref(&solver.file));
-    while let Some((place, row)) = source.next()? {
+    while let Some((place, row)) = source.next_row()? {
         if let Err(what) = row.and_then(|row| tally.add(&Value::Object(row))) {
             frame.broken(&place, &what)?;
         }

@@ -53,8 +53,7 @@ impl Source {
     }
 
     /// The next row, or what is wrong with it. Errors: data, if a file cannot be read.
-    #[allow(clippy::should_implement_trait)]
-    pub fn next(&mut self) -> Result<Option<(Place, Result<Row, String>)>> {
+    pub fn next_row(&mut self) -> Result<Option<(Place, Result<Row, String>)>> {
         loop {
             let Some((path, file)) = &mut self.open else {
                 let Some(path) = self.files.next() else { return Ok(None) };
@@ -62,7 +61,7 @@ impl Source {
                 continue;
             };
             let place = |line| Place { file: path.clone(), line };
-            match file.next()? {
+            match file.next_row()? {
                 Some(Ok((line, row))) => return Ok(Some((place(line), Ok(row)))),
                 Some(Err((line, what))) => return Ok(Some((place(line), Err(what)))),
                 None => self.open = None,
@@ -126,10 +125,9 @@ impl Frame {
     }
 
     /// The next row that is JSON; broken ones are told. None after the last one, and once nobody reads what is written.
-    #[allow(clippy::should_implement_trait)]
-    pub fn next(&mut self) -> Result<Option<(Place, Row)>> {
+    pub fn next_row(&mut self) -> Result<Option<(Place, Row)>> {
         while !self.closed {
-            let Some((place, row)) = self.source.next()? else { return Ok(None) };
+            let Some((place, row)) = self.source.next_row()? else { return Ok(None) };
             self.counts.read += 1;
             match row {
                 Ok(row) => return Ok(Some((place, row))),

@@ -79,7 +79,7 @@ pub fn run(args: GradeArgs) -> Result<()> {
     let problems = args.gold.as_ref().map(|path| read_gold(&mut frame, path, mode)).transpose()?;
     let mut graded: BTreeMap<String, Samples> = BTreeMap::new();
     let mut number = 0usize;
-    while let Some((place, mut row)) = frame.next()? {
+    while let Some((place, mut row)) = frame.next_row()? {
         let result = grade(&mut row, number, problems.as_ref(), &mut graded, mode, args.extract);
         number += 1;
         match result {
@@ -107,7 +107,7 @@ fn read_gold(frame: &mut Frame, path: &PathBuf, mode: Mode) -> Result<BTreeMap<S
     let mut source = Source::new(std::slice::from_ref(path));
     let mut problems = BTreeMap::new();
     let mut number = 0usize;
-    while let Some((place, row)) = source.next()? {
+    while let Some((place, row)) = source.next_row()? {
         let read = row.and_then(|row| {
             let id = if present(&row, "id").is_some() { id(&row)? } else { number.to_string() };
             let problem = Problem { gold: gold(&row, mode)?, groups: groups(&row), place: place.clone() };

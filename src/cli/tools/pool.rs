@@ -62,7 +62,7 @@ pub fn run(args: PoolArgs) -> Result<()> {
     let mut found: BTreeMap<&str, usize> = BTreeMap::new();
     let mut reading = Reading { format: args.format, source: args.source.clone(), file: String::new() };
     let (mut file, mut number) = (PathBuf::new(), 0usize);
-    while let Some((place, row)) = frame.next()? {
+    while let Some((place, row)) = frame.next_row()? {
         if place.file != file {
             (file, number) = (place.file.clone(), 0);
             reading.file = stem(&file);
@@ -144,7 +144,7 @@ fn read_benchmarks(frame: &mut Frame, files: &[PathBuf]) -> Result<Option<Benchm
         let mut source = Source::new(std::slice::from_ref(path));
         let reading = Reading { file: stem(path), format: Some(Format::Benchmark), ..Reading::default() };
         let mut number = 0usize;
-        while let Some((place, row)) = source.next()? {
+        while let Some((place, row)) = source.next_row()? {
             let problem = row.and_then(|row| reading.problem(&Value::Object(row), number));
             number += 1;
             match problem {

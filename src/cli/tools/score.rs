@@ -80,7 +80,7 @@ pub fn run(args: ScoreArgs) -> Result<()> {
     let mut frame = Frame::open(&args.frame, &inputs, &[("--rubric", args.rubric.as_ref())])?;
     let verdicts = args.verdicts.as_ref().map(|path| read_verdicts(&mut frame, path)).transpose()?;
     let mut chains: Vec<Scored> = Vec::new();
-    while let Some((place, row)) = frame.next()? {
+    while let Some((place, row)) = frame.next_row()? {
         match score(&row, &args, &lists) {
             Ok((id, key, score)) => chains.push(Scored { row, id, key, score }),
             Err(what) => frame.broken_row(row, &place, &what)?,
@@ -207,7 +207,7 @@ fn write_requests(path: &Path, chains: &[Scored]) -> Result<()> {
 fn read_verdicts(frame: &mut Frame, path: &Path) -> Result<HashMap<String, Verdict>> {
     let mut source = Source::new(&[path.to_path_buf()]);
     let mut verdicts = HashMap::new();
-    while let Some((place, row)) = source.next()? {
+    while let Some((place, row)) = source.next_row()? {
         let read = row.and_then(|row| Ok((id(&row)?, rubric::read(text(&row, &["text"])?)?)));
         let read = read.and_then(|(id, verdict)| match verdicts.contains_key(&id) {
             true => Err(format!("there is a verdict on {id} already: sample judges once, or keep one")),

@@ -99,7 +99,7 @@ pub fn run(args: SelectArgs) -> Result<()> {
     let decisions = args.decisions.as_ref().map(|path| read_decisions(&mut frame, path)).transpose()?.unwrap_or_default();
     let (mut rows, mut candidates, mut keys) = (Vec::new(), Vec::new(), Vec::new());
     let mut found = 0usize;
-    while let Some((place, mut row)) = frame.next()? {
+    while let Some((place, mut row)) = frame.next_row()? {
         let read = candidate(&row, &args, novelty.as_ref());
         let mut candidate = match read {
             Ok(candidate) => candidate,
@@ -128,7 +128,9 @@ pub fn run(args: SelectArgs) -> Result<()> {
             Some(Decision::Accept) => found += 1,
             None => {}
         }
-        (rows.push(row), candidates.push(candidate), keys.push(key));
+        rows.push(row);
+        candidates.push(candidate);
+        keys.push(key);
     }
     if found < decisions.len() {
         frame.tell(&format!("{} of {} decisions are of chains that are not here", decisions.len() - found, decisions.len()));
@@ -256,7 +258,7 @@ fn read_all<T>(
 ) -> Result<HashMap<String, T>> {
     let mut source = Source::new(&[path.to_path_buf()]);
     let mut all = HashMap::new();
-    while let Some((place, row)) = source.next()? {
+    while let Some((place, row)) = source.next_row()? {
         match row.and_then(&read) {
             Ok((key, _)) if all.contains_key(&key) => frame.broken(&place, &format!("there is a row for {key} already"))?,
             Ok((key, value)) => drop(all.insert(key, value)),
