@@ -17,7 +17,7 @@ fn read(text: impl AsRef<[u8]>) -> Vec<(usize, usize, Result<Value, String>)> {
     std::fs::write(&path, text).unwrap();
     let mut reader = PromptReader::open(&path, None).unwrap();
     let mut rows = Vec::new();
-    while let Some(Entry { number, line, prompt }) = reader.next().unwrap() {
+    while let Some(Entry { number, line, prompt }) = reader.next_row().unwrap() {
         rows.push((number, line, prompt.map(|prompt| prompt.id)));
     }
     assert_eq!(PromptReader::count(&path).unwrap(), Some(rows.len()), "the count");
