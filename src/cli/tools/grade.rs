@@ -1,6 +1,6 @@
 //! `limo-grade`.
 
-use super::frame::{Frame, FrameArgs, Place, Row, Source, id, present, text};
+use super::frame::{Frame, FrameArgs, PROBLEMS, Place, Row, Source, id, present, text};
 use crate::error::{Error, Result};
 use crate::grading::strict::Options;
 use crate::grading::{
@@ -9,12 +9,12 @@ use crate::grading::{
 use crate::report::Bar;
 use clap::{Parser, ValueEnum};
 use serde_json::{Value, json};
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 /// Grade answers: find the final answer of each response, and compare it with the gold answer
 ///
-/// Reads rows with response, text or solution and their own answer, or joins them by id to the answers of --gold. Writes each row with extracted and correct. Prints avg@n with
+/// Reads rows with response, text or solution and their own answer, or joins them by id to the rows of --gold. Writes each row with extracted and correct, and what it lacks of the gold row's problem, answer, source, subject and level. Prints avg@n with
 /// an interval, pass@k and maj@k, of all and by subject and level.
 ///
 /// Example: limo-grade --gold configs/tiny/heldout.jsonl samples.jsonl > graded.jsonl
@@ -57,10 +57,15 @@ enum ExtractChoice {
 /// A problem's gold answer, and what it is counted under.
 struct Problem {
     gold: Gold,
+    /// What its samples are given where they lack it, so that they can be scored and selected.
+    fields: Row,
     /// "subject: algebra", "level: 5"
     groups: Vec<String>,
     place: Place,
 }
+
+/// Fields of gold rows that samples are given.
+const JOINED: [&str; 7] = ["problem", "question", "prompt", "answer", "source", "subject", "level"];
 
 /// The samples of a problem.
 #[derive(Default)]
@@ -98,7 +103,8 @@ pub fn run(args: GradeArgs) -> Result<()> {
     frame.finish("Grades", |report| {
         report.heading("Results").table(&headers, &table.rows);
         report.text("Intervals are of 95 % for the mean over all problems like these; problems are the units, not samples.");
-        report.heading("Problems").histogram("problems by share of correct samples", &solved(&graded));
+        let (title, bars) = solved(&graded);
+        report.heading("Problems").histogram(title, &bars);
     })
 }
 
@@ -110,7 +116,8 @@ fn read_gold(frame: &mut Frame, path: &PathBuf, mode: Mode) -> Result<BTreeMap<S
     while let Some((place, row)) = source.next_row()? {
         let read = row.and_then(|row| {
             let id = if present(&row, "id").is_some() { id(&row)? } else { number.to_string() };
-            let problem = Problem { gold: gold(&row, mode)?, groups: groups(&row), place: place.clone() };
+            let fields = JOINED.iter().filter_map(|name| Some((name.to_string(), present(&row, name)?.clone()))).collect();
+            let problem = Problem { gold: gold(&row, mode)?, fields, groups: groups(&row), place: place.clone() };
             if problems.contains_key(&id) { Err(format!("there is an answer to id {id} already")) } else { Ok((id, problem)) }
         });
         number += 1;
@@ -153,11 +160,10 @@ fn grade(
     let response = text(row, &["response", "text", "completion", "output", "solution"])?;
     let id = if present(row, "id").is_some() || problems.is_some() { id(row)? } else { number.to_string() };
     let own;
-    let (gold, groups) = match problems {
-        Some(problems) => {
-            let problem = problems.get(&id).ok_or_else(|| format!("--gold has no answer to id {id}"))?;
-            (&problem.gold, problem.groups.clone())
-        }
+    let problem =
+        problems.map(|problems| problems.get(&id).ok_or_else(|| format!("--gold has no answer to id {id}"))).transpose()?;
+    let (gold, groups) = match problem {
+        Some(problem) => (&problem.gold, problem.groups.clone()),
         None => {
             own = gold(row, mode)?;
             (&own, groups(row))
@@ -181,6 +187,12 @@ fn grade(
     row.entry("sample").or_insert_with(|| name.parse::<u64>().map_or_else(|_| name.clone().into(), Value::from));
     row.insert("extracted".into(), json!(answer));
     row.insert("correct".into(), correct.into());
+    let asked = PROBLEMS.iter().any(|name| present(row, name).is_some());
+    for (name, value) in problem.into_iter().flat_map(|problem| &problem.fields) {
+        if present(row, name).is_none() && !(asked && PROBLEMS.contains(&name.as_str())) {
+            row.insert(name.clone(), value.clone());
+        }
+    }
     let samples = graded.entry(id).or_insert_with(|| Samples { groups, ..Samples::default() });
     samples.names.insert(format!("{name} {model}"));
     samples.answers.push((answer, correct));
@@ -255,10 +267,24 @@ fn votes(samples: &Samples, mode: Mode) -> Vec<Votes> {
     groups.iter().map(|group| Votes { count: group.samples.len(), correct: samples.answers[group.samples[0]].1 }).collect()
 }
 
-fn solved(graded: &BTreeMap<String, Samples>) -> Vec<Bar> {
+/// Problems by how many of their samples are right, or by shares if these are many or not the same number of all.
+fn solved(graded: &BTreeMap<String, Samples>) -> (&'static str, Vec<Bar>) {
+    const MOST: usize = 16;
     const BINS: usize = 10;
-    let mut counts = [0usize; BINS + 1];
-    graded.values().for_each(|samples| counts[(samples.share() * BINS as f64) as usize] += 1);
-    let label = |at: usize| format!("{} %", 100 * at / BINS);
-    counts.iter().enumerate().map(|(at, &count)| Bar::new(label(at), count as f64)).collect()
+    let counts: BTreeSet<usize> = graded.values().map(|samples| samples.answers.len()).collect();
+    let bars = |bins: usize, bin: &dyn Fn(&Samples) -> usize, label: &dyn Fn(usize) -> String| {
+        let mut problems = vec![0usize; bins];
+        graded.values().for_each(|samples| problems[bin(samples)] += 1);
+        problems.into_iter().enumerate().map(|(at, count)| Bar::new(label(at), count as f64)).collect()
+    };
+    match counts.first() {
+        Some(&n) if counts.len() == 1 && n <= MOST => {
+            ("problems by correct samples", bars(n + 1, &Samples::correct, &|at| at.to_string()))
+        }
+        _ => {
+            let bin = |samples: &Samples| (samples.correct() * BINS / samples.answers.len().max(1)).min(BINS - 1);
+            let label = |at: usize| format!("{}–{} %", 100 * at / BINS, 100 * (at + 1) / BINS);
+            ("problems by share of correct samples", bars(BINS, &bin, &label))
+        }
+    }
 }
