@@ -16,6 +16,8 @@ pub struct WordLists {
     exploration: Component,
     connectives: Component,
     length: Length,
+    #[serde(default)]
+    except: Except,
     common: Common,
 }
 
@@ -33,6 +35,21 @@ struct Component {
 struct Length {
     weight: f64,
     full: f64,
+}
+
+/// Longer words that have one of the listed words within, and mean something else.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Except {
+    chinese: Vec<String>,
+}
+
+impl Except {
+    fn occurrences(&self, word: &str, text: &str) -> usize {
+        let longer = self.chinese.iter().filter(|longer| longer.contains(word));
+        let within: usize = longer.map(|longer| text.matches(longer.as_str()).count()).sum();
+        text.matches(word).count().saturating_sub(within)
+    }
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -107,14 +124,14 @@ impl WordLists {
 }
 
 impl Component {
-    fn count(&self, text: &str, words: &[String]) -> usize {
+    fn count(&self, text: &str, words: &[String], except: &Except) -> usize {
         let english: usize = self.english.iter().map(|phrase| occurrences(words, &phrase.words)).sum();
-        let chinese: usize = self.chinese.iter().map(|word| text.matches(word.as_str()).count()).sum();
+        let chinese: usize = self.chinese.iter().map(|word| except.occurrences(word, text)).sum();
         english + chinese
     }
 
-    fn score(&self, text: &str, words: &[String], count: f64) -> f64 {
-        let rate = if count > 0.0 { 1000.0 * self.count(text, words) as f64 / count } else { 0.0 };
+    fn score(&self, text: &str, words: &[String], count: f64, except: &Except) -> f64 {
+        let rate = if count > 0.0 { 1000.0 * self.count(text, words, except) as f64 / count } else { 0.0 };
         (rate / self.full).min(1.0)
     }
 }
@@ -122,7 +139,8 @@ impl Component {
 impl ChainScore {
     pub fn of(chain: &str, lists: &WordLists) -> ChainScore {
         let (words, count) = (english_words(chain), count_words(chain));
-        let [verification, exploration, connectives] = lists.components().map(|part| part.score(chain, &words, count));
+        let [verification, exploration, connectives] =
+            lists.components().map(|part| part.score(chain, &words, count, &lists.except));
         let length = (count / lists.length.full).min(1.0);
         let parts = [
             (length, lists.length.weight),
@@ -166,7 +184,7 @@ impl Keywords {
         }
         let chinese =
             lists.components().into_iter().flat_map(|part| &part.chinese).filter(|word| !lists.common.chinese.contains(*word));
-        for (word, count) in chinese.map(|word| (word, chain.matches(word.as_str()).count())).filter(|(_, count)| *count > 0) {
+        for (word, count) in chinese.map(|word| (word, lists.except.occurrences(word, chain))).filter(|(_, count)| *count > 0) {
             *self.counts.entry(word.clone()).or_default() += count;
         }
     }

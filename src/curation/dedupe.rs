@@ -1,6 +1,6 @@
 //! Duplicates in a stream of texts: exact ones, and near ones by MinHash (Broder 1997) with locality-sensitive hashing.
 //!
-//! A text is the set of its runs of 5 words (shingles) after [`normalise`]. Each of 112 hash functions gives the least hash of
+//! A text is the set of its runs of 5 words (shingles) after [`normalise_with_brackets`]. Each of 112 hash functions gives the least hash of
 //! the set; two sets agree in one with a probability equal to their Jaccard similarity J. 14 bands of 8: two texts meet when
 //! all 8 of a band agree, with probability 1 − (1 − J⁸)¹⁴, a half at J ≈ 0.7 ((1/14)^(1/8) ≈ 0.72). Texts that meet are
 //! compared by their true similarity, so nothing is dropped that is less similar than the threshold.
@@ -9,7 +9,7 @@
 //! order stays. A kept row of W words takes about 4·W + 560 bytes at most: 0.8 GB for a million rows of 60 words. Texts of fewer
 //! than 5 words are compared exactly, and of texts of more than 16,384 words only the first are shingled.
 
-use super::normalise::{gram_hashes, mix, normalise, word_hashes};
+use super::normalise::{gram_hashes, mix, normalise_with_brackets, word_hashes};
 use rustc_hash::FxHashMap;
 use xxhash_rust::xxh3::xxh3_128;
 
@@ -79,7 +79,7 @@ impl Dedupe {
     /// Decides on the next row. None: it is kept, and later rows are compared with it.
     pub fn add(&mut self, id: &str, text: &str) -> Option<Duplicate> {
         let raw = text;
-        let text = normalise(raw);
+        let text = normalise_with_brackets(raw);
         // A text of signs alone has no words, and is then compared as it is.
         let whole = xxh3_128(if text.is_empty() { raw.as_bytes() } else { text.as_bytes() });
         if let Some(&row) = self.exact.get(&whole) {
@@ -188,7 +188,9 @@ mod tests {
         assert_eq!(dedupe.add("c", "Find $x$ if 2x + 6."), None, "an operator differs");
         assert_eq!(dedupe.add("d", "FIND x if 2x = 6!"), None, "6! is 720");
         assert_eq!(dedupe.add("e", "FIND x if 2x = 6;"), Some(exact));
-        assert_eq!(dedupe.kept(), 3);
+        assert_eq!(dedupe.add("f", "Find $x$ if 2(x) = 6."), None, "brackets differ");
+        assert_eq!(dedupe.add("g", r"Find $x$ if $2\left(x\right) = 6$.").unwrap().of, "f");
+        assert_eq!(dedupe.kept(), 4);
     }
 
     #[test]

@@ -2,8 +2,9 @@
 //!
 //! Graded rows are `{id, sample, correct}`, as `limo-grade` writes them, one tally a solver. Ids are compared as text, so 60 and "60" are one.
 
+use super::fields::id;
 use crate::data::kind;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::str::FromStr;
@@ -215,15 +216,6 @@ impl Filter {
             }
             (!(least..=most).contains(&count.correct)).then_some(Reason::Range { solver, count, least, most })
         })
-    }
-}
-
-fn id(row: &Map<String, Value>) -> Result<String, String> {
-    match row.get("id") {
-        Some(Value::String(id)) => Ok(id.clone()),
-        Some(Value::Number(id)) => Ok(id.to_string()),
-        Some(other) => Err(format!("\"id\" must be a string or a number, but is {}", kind(other))),
-        None => Err("no \"id\"".into()),
     }
 }
 

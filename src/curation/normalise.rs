@@ -235,6 +235,15 @@ impl Words {
 
 /// The words of `text` between single spaces; the module's documentation has the rules.
 pub fn normalise(text: &str) -> String {
+    form(text, false)
+}
+
+/// Like [`normalise`], but brackets and bars are words: 2(x+3) is not 2x+3.
+pub(super) fn normalise_with_brackets(text: &str) -> String {
+    form(text, true)
+}
+
+fn form(text: &str, brackets: bool) -> String {
     let text = if is_nfkc(text) { Cow::Borrowed(text) } else { Cow::Owned(text.nfkc().collect::<String>()) };
     let mut words = Words { text: String::with_capacity(text.len()), run: Run::None };
     let mut rest = text.as_ref();
@@ -255,6 +264,7 @@ pub fn normalise(text: &str) -> String {
             '+' | '=' | '<' | '>' | '*' | '/' | '%' => words.whole(c.encode_utf8(&mut [0; 4])),
             '-' | '−' | '–' | '‒' | '‐' if !begins_with_a_word(rest) => words.whole("-"),
             '!' if words.ends_in_a_quantity() => words.whole("!"),
+            '(' | ')' | '[' | ']' | '|' if brackets => words.whole(c.encode_utf8(&mut [0; 4])),
             _ if c.is_ascii() => words.run = Run::None,
             _ => {
                 for c in c.to_lowercase() {

@@ -12,7 +12,7 @@ use std::str::FromStr;
 /// A problem, as the pool keeps it. What a row does not have is left out of the output.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Problem {
-    /// A string or a number: the row's own `id`, `unique_id` or `idx`, else SOURCE-NUMBER.
+    /// A string or a number: the row's own `id`, `unique_id` or `idx`, else SOURCE-HASH, 48 bits of a hash of the problem.
     pub id: Value,
     pub problem: String,
     /// A string, number, list or object, as the row has it; from the solution where the row has none.
@@ -112,16 +112,12 @@ const FINAL: &str = "####";
 const PROBLEMS: &[&str] = &["problem", "question"];
 
 impl Reading {
-    /// The problem of the row that is number `number` (from 0) in its file.
+    /// The problem of a row.
     ///
     /// Errors: what is wrong with the row, naming the field.
-    pub fn problem(&self, row: &Value, number: usize) -> Result<Problem, String> {
-        let row = row.as_object().ok_or_else(|| format!("a row is an object, this is {}", kind(row)))?;
+    pub fn problem(&self, row: &Map<String, Value>) -> Result<Problem, String> {
         let format = self.format.unwrap_or_else(|| Format::of(row));
-        let problem = match text(row, PROBLEMS)? {
-            Some(problem) => problem.to_string(),
-            None => first_user_message(row).ok_or_else(|| missing(row))?,
-        };
+        let problem = problem_text(row)?;
         let mut solution = text(row, &["solution"])?.map(str::to_string);
         let mut answer = field(row, &["answer"]).cloned();
         if answer.as_ref().is_some_and(Value::is_boolean) {
@@ -140,9 +136,20 @@ impl Reading {
         }
         let own = text(row, &["source"])?.map(str::to_string);
         let source = self.source.clone().or(own).unwrap_or_else(|| format.source().unwrap_or(&self.file).to_string());
-        let id = id(row)?.unwrap_or_else(|| Value::from(format!("{source}-{number}")));
+        let hash = || blake3::hash(problem.as_bytes()).to_hex();
+        let id = own_id(row)?.unwrap_or_else(|| Value::from(format!("{source}-{}", &hash()[..12])));
         let subject = text(row, &["subject", "type", "problem_type"])?.map(str::to_string);
         Ok(Problem { id, problem, answer, solution, source, subject, level: level(row)? })
+    }
+}
+
+/// The text of a row's problem, whatever else is in the row.
+///
+/// Errors: what is wrong with it, naming the field.
+pub fn problem_text(row: &Map<String, Value>) -> Result<String, String> {
+    match text(row, PROBLEMS)? {
+        Some(problem) => Ok(problem.to_string()),
+        None => first_user_message(row).ok_or_else(|| missing(row)),
     }
 }
 
@@ -189,7 +196,8 @@ fn first_user_message(row: &Map<String, Value>) -> Option<String> {
     user.get("content")?.as_str().filter(|content| !content.trim().is_empty()).map(str::to_string)
 }
 
-fn id(row: &Map<String, Value>) -> Result<Option<Value>, String> {
+/// The row's own `id`, `unique_id` or `idx`: a string or a number.
+pub fn own_id(row: &Map<String, Value>) -> Result<Option<Value>, String> {
     match field(row, &["id", "unique_id", "idx"]) {
         None => Ok(None),
         Some(id @ (Value::String(_) | Value::Number(_))) => Ok(Some(id.clone())),
@@ -217,11 +225,17 @@ mod tests {
     use serde_json::json;
 
     fn read(row: Value) -> Result<Problem, String> {
-        Reading { file: "train".into(), ..Reading::default() }.problem(&row, 7)
+        Reading { file: "train".into(), ..Reading::default() }.problem(row.as_object().unwrap())
     }
 
     fn written(row: Value) -> Value {
-        serde_json::to_value(read(row).unwrap()).unwrap()
+        let problem = read(row).unwrap();
+        let hash = blake3::hash(problem.problem.as_bytes()).to_hex();
+        let mut row = serde_json::to_value(problem).unwrap();
+        if let Some(before) = row["id"].as_str().and_then(|id| id.strip_suffix(&hash[..12])) {
+            row["id"] = format!("{before}HASH").into();
+        }
+        row
     }
 
     #[test]
@@ -231,27 +245,27 @@ mod tests {
             (
                 Format::NuminaMath,
                 json!({"source": "olympiads", "problem": "What is 1+1?", "solution": "It is \\boxed{2}.", "messages": messages}),
-                json!({"id": "olympiads-7", "problem": "What is 1+1?", "answer": "2", "solution": "It is \\boxed{2}.", "source": "olympiads"}),
+                json!({"id": "olympiads-HASH", "problem": "What is 1+1?", "answer": "2", "solution": "It is \\boxed{2}.", "source": "olympiads"}),
             ),
             (
                 Format::NuminaMath,
                 json!({"source": "amc_aime", "problem": "Prove it.", "solution": "Clear.", "messages": messages}),
-                json!({"id": "amc_aime-7", "problem": "Prove it.", "solution": "Clear.", "source": "amc_aime"}),
+                json!({"id": "amc_aime-HASH", "problem": "Prove it.", "solution": "Clear.", "source": "amc_aime"}),
             ),
             (
                 Format::NuminaMath,
                 json!({"messages": messages}),
-                json!({"id": "numinamath-7", "problem": "What is 1+1?", "source": "numinamath"}),
+                json!({"id": "numinamath-HASH", "problem": "What is 1+1?", "source": "numinamath"}),
             ),
             (
                 Format::DeepScaleR,
                 json!({"problem": "P", "answer": "-\\frac{2}{3}", "solution": "S"}),
-                json!({"id": "train-7", "problem": "P", "answer": "-\\frac{2}{3}", "solution": "S", "source": "train"}),
+                json!({"id": "train-HASH", "problem": "P", "answer": "-\\frac{2}{3}", "solution": "S", "source": "train"}),
             ),
             (
                 Format::Math,
                 json!({"problem": "P", "level": "Level 5", "type": "Algebra", "solution": "so \\boxed{\\frac{1}{2}}"}),
-                json!({"id": "math-7", "problem": "P", "answer": "\\frac{1}{2}", "solution": "so \\boxed{\\frac{1}{2}}",
+                json!({"id": "math-HASH", "problem": "P", "answer": "\\frac{1}{2}", "solution": "so \\boxed{\\frac{1}{2}}",
                     "source": "math", "subject": "Algebra", "level": 5}),
             ),
             (
@@ -268,7 +282,7 @@ mod tests {
             (
                 Format::Gsm8k,
                 json!({"question": "Q", "answer": "48/2 = 24 clips.\n#### 72"}),
-                json!({"id": "gsm8k-7", "problem": "Q", "answer": "72", "solution": "48/2 = 24 clips.", "source": "gsm8k"}),
+                json!({"id": "gsm8k-HASH", "problem": "Q", "answer": "72", "solution": "48/2 = 24 clips.", "source": "gsm8k"}),
             ),
             (
                 Format::Benchmark,
@@ -283,7 +297,7 @@ mod tests {
             (
                 Format::Benchmark,
                 json!({"problem": "P", "answer": [1, "2"], "level": 2}),
-                json!({"id": "train-7", "problem": "P", "answer": [1, "2"], "source": "train", "level": 2}),
+                json!({"id": "train-HASH", "problem": "P", "answer": [1, "2"], "source": "train", "level": 2}),
             ),
         ];
         for (format, row, expected) in cases {
@@ -296,10 +310,10 @@ mod tests {
     fn format_and_source_can_be_set() {
         let row = json!({"question": "Q", "answer": "1 + 1\n#### 2", "source": "own"});
         let plain = Reading { format: Some(Format::Benchmark), source: None, file: "f".into() };
-        assert_eq!(plain.problem(&row, 0).unwrap().answer, Some(json!("1 + 1\n#### 2")));
+        assert_eq!(plain.problem(row.as_object().unwrap()).unwrap().answer, Some(json!("1 + 1\n#### 2")));
         let named = Reading { format: None, source: Some("given".into()), file: "f".into() };
-        let problem = named.problem(&row, 0).unwrap();
-        assert_eq!((problem.source.as_str(), problem.id), ("given", json!("given-0")));
+        let problem = named.problem(row.as_object().unwrap()).unwrap();
+        assert!(problem.source == "given" && problem.id.as_str().is_some_and(|id| id.starts_with("given-")), "{problem:?}");
         for (name, format) in Format::ALL {
             assert_eq!((name.parse(), format.name()), (Ok(format), name));
         }
@@ -309,7 +323,6 @@ mod tests {
     #[test]
     fn what_is_wrong_with_a_row_is_named() {
         let cases = [
-            (json!([1]), "a row is an object, this is a list"),
             (json!({"text": "P", "answer": 1}), "no \"problem\" or \"question\"; its fields: text, answer"),
             (json!({"problem": " \n"}), "\"problem\" is empty"),
             (json!({"problem": null}), "\"problem\" is empty"),
@@ -331,7 +344,7 @@ mod tests {
         }
         let gsm = Reading { format: Some(Format::Gsm8k), ..Reading::default() };
         for answer in [json!("72"), json!(72), json!("#### \n")] {
-            let error = gsm.problem(&json!({"question": "Q", "answer": answer}), 0).unwrap_err();
+            let error = gsm.problem(json!({"question": "Q", "answer": answer}).as_object().unwrap()).unwrap_err();
             assert_eq!(error, "\"answer\" must end with \"#### 72\" or the like");
         }
     }
@@ -371,11 +384,12 @@ mod tests {
         ) {
             let row: Map<String, Value> = fields.into_iter().map(|(name, value)| (name.to_string(), value)).collect();
             let reading = Reading { format: format.map(|(_, format)| format), source: None, file: "f".into() };
-            if let Ok(problem) = reading.problem(&Value::from(row), 0) {
+            if let Ok(problem) = reading.problem(&row) {
                 prop_assert!(!problem.problem.trim().is_empty() && (problem.id.is_string() || problem.id.is_number()));
                 // What is written can be read again, and says the same.
                 let row = serde_json::to_value(&problem).unwrap();
-                let again = Reading { format: Some(Format::Benchmark), ..Reading::default() }.problem(&row, 9).unwrap();
+                let benchmark = Reading { format: Some(Format::Benchmark), ..Reading::default() };
+                let again = benchmark.problem(row.as_object().unwrap()).unwrap();
                 prop_assert_eq!((again.id, again.problem, again.source), (problem.id, problem.problem, problem.source));
             }
         }

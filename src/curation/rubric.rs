@@ -51,34 +51,6 @@ fn shortened(text: &str) -> String {
     }
 }
 
-/// Spearman's rank correlation of pairs, ties sharing the mean of their ranks: from −1 to 1. None of fewer than three pairs, or where one side is all the same.
-pub fn rank_correlation(pairs: &[(f64, f64)]) -> Option<f64> {
-    let n = pairs.len() as f64;
-    if pairs.len() < 3 {
-        return None;
-    }
-    let a = ranks(pairs.iter().map(|pair| pair.0).collect());
-    let b = ranks(pairs.iter().map(|pair| pair.1).collect());
-    let mean = (n - 1.0) / 2.0;
-    let product = |x: &[f64], y: &[f64]| x.iter().zip(y).map(|(x, y)| (x - mean) * (y - mean)).sum::<f64>();
-    let (both, of_a, of_b) = (product(&a, &b), product(&a, &a), product(&b, &b));
-    (of_a > 0.0 && of_b > 0.0).then(|| both / (of_a * of_b).sqrt())
-}
-
-/// Ranks from 0.
-fn ranks(values: Vec<f64>) -> Vec<f64> {
-    let mut order: Vec<usize> = (0..values.len()).collect();
-    order.sort_by(|&x, &y| values[x].total_cmp(&values[y]));
-    let mut ranks = vec![0.0; values.len()];
-    let mut before = 0;
-    for ties in order.chunk_by(|&x, &y| values[x] == values[y]) {
-        let mean = before as f64 + (ties.len() - 1) as f64 / 2.0;
-        ties.iter().for_each(|&at| ranks[at] = mean);
-        before += ties.len();
-    }
-    ranks
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -108,16 +80,5 @@ mod tests {
             assert!(read(answer).is_err(), "{answer}");
         }
         assert!(read(&"é".repeat(1000)).unwrap_err().len() < 250);
-    }
-
-    #[test]
-    fn ranks_correlate() {
-        let pairs = |ys: &[f64]| ys.iter().enumerate().map(|(x, &y)| (x as f64, y)).collect::<Vec<_>>();
-        assert_eq!(rank_correlation(&pairs(&[1.0, 10.0, 100.0])), Some(1.0));
-        assert_eq!(rank_correlation(&pairs(&[3.0, 2.0, 1.0, 0.0])), Some(-1.0));
-        // By hand: ranks 1, 0, 3, 2 against 0, 1, 2, 3: 1 − 6·4/(4·15).
-        assert_eq!(rank_correlation(&pairs(&[5.0, 4.0, 7.0, 6.0])), Some(0.6));
-        assert_eq!(rank_correlation(&pairs(&[5.0, 5.0, 5.0])), None);
-        assert_eq!(rank_correlation(&pairs(&[5.0, 4.0])), None);
     }
 }

@@ -2,6 +2,7 @@
 //! function of the chains and the seed: their order does not matter.
 
 use super::normalise::{gram_hash, gram_hashes, mix, normalise, word_hashes};
+use super::ranks::mid_ranks;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// A chain that could be chosen.
@@ -11,10 +12,8 @@ pub struct Candidate {
     pub id: String,
     /// The text of its problem.
     pub problem: String,
-    /// The text of the chain.
-    pub chain: String,
-    /// A hash of its row: with the seed it decides between equals.
-    pub row: u64,
+    /// A hash of all that is written of it: with the seed it decides between equals.
+    pub hash: u64,
     /// From 0, better is more.
     pub score: f64,
     /// Whether its answer is right; none if nobody graded it.
@@ -97,32 +96,40 @@ pub fn select(candidates: &[Candidate], options: &Options) -> Selection {
         selection.dropped.push((loser, Reason::NotTheBest));
     }
     let ranking = ranking(candidates, best.into_values().collect(), &ties, options.novelty);
-    let (different, alike) = without_repetition(candidates, ranking, options.likeness);
-    selection.dropped.extend(alike);
+    let place: HashMap<usize, usize> = ranking.iter().enumerate().map(|(place, &at)| (at, place)).collect();
     let mut quotas: Vec<Quota> =
-        (0..options.balance.len()).map(|key| Quota::new(candidates, &different, key, options.top)).collect();
+        (0..options.balance.len()).map(|key| Quota::new(candidates, &ranking, key, options.top)).collect();
+    let mut chosen = Chosen { likeness: options.likeness, ..Chosen::default() };
     let mut left = Vec::new();
-    for &at in &different {
+    for at in ranking {
         let groups = || quotas.iter().zip(&candidates[at].groups);
-        if selection.chosen.len() < options.top && groups().all(|(quota, group)| quota.has_room(group)) {
-            quotas.iter_mut().zip(&candidates[at].groups).for_each(|(quota, group)| quota.take(group));
-            selection.chosen.push(at);
-        } else {
+        if chosen.numbers.len() == options.top || !groups().all(|(quota, group)| quota.has_room(group)) {
             left.push(at);
+            continue;
+        }
+        match chosen.add(candidates, at) {
+            Ok(()) => quotas.iter_mut().zip(&candidates[at].groups).for_each(|(quota, group)| quota.take(group)),
+            Err(reason) => selection.dropped.push((at, reason)),
         }
     }
-    selection.beyond_balance = (options.top - selection.chosen.len()).min(left.len());
-    let place: HashMap<usize, usize> = different.iter().enumerate().map(|(place, &at)| (at, place)).collect();
-    selection.chosen.extend(left.drain(..selection.beyond_balance));
+    // Balance alone may leave too few: the best of the others fill up.
+    let balanced = chosen.numbers.len();
+    for at in left {
+        let added = if chosen.numbers.len() < options.top { chosen.add(candidates, at) } else { Err(Reason::BelowTheTop) };
+        if let Err(reason) = added {
+            selection.dropped.push((at, reason));
+        }
+    }
+    selection.beyond_balance = chosen.numbers.len() - balanced;
+    selection.chosen = chosen.numbers;
     selection.chosen.sort_by_key(|at| place[at]);
-    selection.dropped.extend(left.into_iter().map(|at| (at, Reason::BelowTheTop)));
     selection.dropped.sort_by_key(|(at, _)| *at);
     selection
 }
 
 /// Decides between equals.
 fn tie(candidate: &Candidate, seed: u64) -> u64 {
-    mix(candidate.row ^ mix(seed))
+    mix(candidate.hash ^ mix(seed))
 }
 
 /// What is no number is the worst.
@@ -132,54 +139,48 @@ fn known(score: f64) -> f64 {
 
 /// Best first.
 fn ranking(candidates: &[Candidate], mut numbers: Vec<usize>, ties: &[u64], novelty: f64) -> Vec<usize> {
-    let by_score = shares(&numbers, |at| known(candidates[at].score));
-    let by_novelty = shares(&numbers, |at| candidates[at].novelty.map_or(f64::NEG_INFINITY, known));
+    // Both as ranks, so that they are of one scale.
+    let ranks = |of: &dyn Fn(&Candidate) -> f64| {
+        let ranks = mid_ranks(&numbers.iter().map(|&at| of(&candidates[at])).collect::<Vec<_>>());
+        numbers.iter().copied().zip(ranks).collect::<HashMap<usize, f64>>()
+    };
+    let (by_score, by_novelty) =
+        (ranks(&|candidate| candidate.score), ranks(&|candidate| candidate.novelty.unwrap_or(f64::NAN)));
     let value = |at: &usize| (1.0 - novelty) * by_score[at] + novelty * by_novelty[at];
-    let order = |a: &usize, b: &usize| value(b).total_cmp(&value(a)).then(ties[*b].cmp(&ties[*a]));
-    numbers.sort_by(order);
+    numbers.sort_by(|a, b| value(b).total_cmp(&value(a)).then(ties[*b].cmp(&ties[*a])));
     numbers
 }
 
-/// The share of the others that each one is better than, equals counted half.
-fn shares(numbers: &[usize], of: impl Fn(usize) -> f64) -> HashMap<usize, f64> {
-    let mut order = numbers.to_vec();
-    order.sort_by(|&a, &b| of(a).total_cmp(&of(b)));
-    let mut shares = HashMap::new();
-    let mut before = 0;
-    for ties in order.chunk_by(|&a, &b| of(a) == of(b)) {
-        let share = (before as f64 + (ties.len() - 1) as f64 / 2.0) / (numbers.len() as f64 - 1.0).max(1.0);
-        shares.extend(ties.iter().map(|&at| (at, share)));
-        before += ties.len();
-    }
-    shares
+/// The problems that are chosen so far, and the runs of words in them.
+#[derive(Default)]
+struct Chosen {
+    likeness: f64,
+    numbers: Vec<usize>,
+    /// How many runs each has, in the order of `numbers`.
+    sizes: Vec<usize>,
+    /// From a run to the places in `numbers` of those that have it.
+    holders: HashMap<u64, Vec<usize>>,
 }
 
-/// The ranking without the problems that are like a better one, and those.
-fn without_repetition(candidates: &[Candidate], ranking: Vec<usize>, likeness: f64) -> (Vec<usize>, Vec<(usize, Reason)>) {
-    let mut holders: HashMap<u64, Vec<usize>> = HashMap::new();
-    let mut sizes: HashMap<usize, usize> = HashMap::new();
-    let (mut different, mut alike) = (Vec::new(), Vec::new());
-    for at in ranking {
+impl Chosen {
+    /// Adds a problem, unless it is like one that is there.
+    fn add(&mut self, candidates: &[Candidate], at: usize) -> Result<(), Reason> {
         let runs = runs(&candidates[at].problem);
-        let mut shared: BTreeMap<usize, usize> = BTreeMap::new();
-        for other in runs.iter().filter_map(|run| holders.get(run)).flatten() {
-            *shared.entry(*other).or_default() += 1;
+        let mut shared = vec![0usize; self.numbers.len()];
+        for place in runs.iter().filter_map(|run| self.holders.get(run)).flatten() {
+            shared[*place] += 1;
         }
         let jaccard =
-            |(other, shared): (&usize, &usize)| (*shared as f64 / (runs.len() + sizes[other] - shared) as f64, *other);
-        let nearest = shared.iter().map(jaccard).max_by(|a, b| a.0.total_cmp(&b.0));
-        match nearest {
-            Some((near, other)) if near >= likeness => {
-                alike.push((at, Reason::Like { id: candidates[other].id.clone(), likeness: near }));
-            }
-            _ => {
-                sizes.insert(at, runs.len());
-                runs.into_iter().for_each(|run| holders.entry(run).or_default().push(at));
-                different.push(at);
-            }
+            |(place, &shared): (usize, &usize)| (shared as f64 / (runs.len() + self.sizes[place] - shared) as f64, place);
+        let nearest = shared.iter().enumerate().map(jaccard).max_by(|a, b| a.0.total_cmp(&b.0));
+        if let Some((likeness, place)) = nearest.filter(|(likeness, _)| *likeness >= self.likeness && *likeness > 0.0) {
+            return Err(Reason::Like { id: candidates[self.numbers[place]].id.clone(), likeness });
         }
+        self.sizes.push(runs.len());
+        runs.into_iter().for_each(|run| self.holders.entry(run).or_default().push(self.numbers.len()));
+        self.numbers.push(at);
+        Ok(())
     }
-    (different, alike)
 }
 
 /// Hashes of the runs of five words of a text, or of all its words if they are fewer.
@@ -233,8 +234,7 @@ mod tests {
         Candidate {
             id: format!("p{id}"),
             problem: words.join(" "),
-            chain: chain.to_string(),
-            row: xxhash_rust::xxh3::xxh3_64(format!("{id} {chain}").as_bytes()),
+            hash: xxhash_rust::xxh3::xxh3_64(format!("{id} {chain}").as_bytes()),
             score,
             correct: Some(true),
             ..Candidate::default()
@@ -245,8 +245,8 @@ mod tests {
         Options { top, seed: 7, ungraded: false, novelty: 0.0, balance: Vec::new(), likeness: 0.5 }
     }
 
-    fn ids(candidates: &[Candidate], selection: &Selection) -> Vec<String> {
-        selection.chosen.iter().map(|&at| format!("{}{}", candidates[at].id, candidates[at].chain)).collect()
+    fn names(candidates: &[Candidate], selection: &Selection) -> Vec<(String, u64)> {
+        selection.chosen.iter().map(|&at| (candidates[at].id.clone(), candidates[at].hash)).collect()
     }
 
     #[test]
@@ -262,10 +262,10 @@ mod tests {
         candidates[1].correct = Some(false);
         candidates[5].correct = None;
         let selection = select(&candidates, &options(10));
-        assert_eq!(ids(&candidates, &selection), ["p1c", "p2d", "p3e"]);
+        assert_eq!(selection.chosen, [2, 3, 4]);
         assert_eq!(selection.dropped, [(0, Reason::NotTheBest), (1, Reason::Wrong), (5, Reason::NotGraded)]);
         let selection = select(&candidates, &Options { ungraded: true, ..options(2) });
-        assert_eq!(ids(&candidates, &selection), ["p4f", "p1c"]);
+        assert_eq!(selection.chosen, [5, 2]);
         assert!(selection.dropped.contains(&(3, Reason::BelowTheTop)));
         assert_eq!(select(&[], &options(3)), Selection::default());
         assert!(select(&candidates, &options(0)).chosen.is_empty());
@@ -287,20 +287,20 @@ mod tests {
             candidate
         };
         let mut candidates: Vec<Candidate> = (0..200).map(|_| make(&mut random)).collect();
-        candidates.sort_by(|a, b| (&a.id, &a.chain).cmp(&(&b.id, &b.chain)));
-        candidates.dedup_by(|a, b| (&a.id, &a.chain) == (&b.id, &b.chain));
+        candidates.sort_by_key(|candidate| candidate.hash);
+        candidates.dedup_by_key(|candidate| candidate.hash);
         let options = Options { balance: vec!["subject".into(), "level".into()], novelty: 0.3, ..options(20) };
         let expected = select(&candidates, &options);
         assert_eq!(expected.chosen.len() + expected.dropped.len(), candidates.len());
-        let names = ids(&candidates, &expected);
-        assert_eq!(names.len(), 20);
+        let expected = names(&candidates, &expected);
+        assert_eq!(expected.len(), 20);
         let mut differs = false;
         for seed in 0..20 {
             for i in (1..candidates.len()).rev() {
                 candidates.swap(i, random(i as u64 + 1) as usize);
             }
-            assert_eq!(ids(&candidates, &select(&candidates, &options)), names);
-            differs |= ids(&candidates, &select(&candidates, &Options { seed, ..options.clone() })) != names;
+            assert_eq!(names(&candidates, &select(&candidates, &options)), expected);
+            differs |= names(&candidates, &select(&candidates, &Options { seed, ..options.clone() })) != expected;
         }
         assert!(differs, "the seed decides between equals");
     }
@@ -357,6 +357,40 @@ mod tests {
         let Reason::Like { id, likeness } = &selection.dropped[0].1 else { panic!("{selection:?}") };
         assert!(id == "p2" && (0.5..0.6).contains(likeness), "{likeness}");
         assert_eq!(select(&candidates, &Options { likeness: 0.6, ..options(3) }).chosen.len(), 3);
+    }
+
+    /// What is not chosen keeps nothing out.
+    #[test]
+    fn only_chosen_problems_are_repeated() {
+        let text = "A train leaves the station at noon and travels sixty miles an hour toward the sea for three hours";
+        let make = |id: usize, group: &str, problem: &str| Candidate {
+            problem: problem.to_string(),
+            groups: vec![group.to_string()],
+            ..candidate(id, "", -(id as f64))
+        };
+        let other = "How many apples weigh as much as seven pears and a plum?";
+        let candidates = [make(1, "x", other), make(2, "x", text), make(3, "y", &text.replace("noon", "night"))];
+        let balanced = Options { balance: vec!["subject".into()], ..options(2) };
+        assert_eq!(select(&candidates, &balanced).chosen, [0, 2]);
+        assert_eq!(select(&candidates, &options(1)).dropped, [(1, Reason::BelowTheTop), (2, Reason::BelowTheTop)]);
+        assert!(matches!(select(&candidates, &options(3)).dropped[..], [(2, Reason::Like { .. })]));
+    }
+
+    /// A phrase that all problems have does not make the search quadratic.
+    #[test]
+    fn many_problems_that_share_a_phrase_take_little_time() {
+        let make = |id: usize| Candidate {
+            problem: format!(
+                "{} can be written as m over n where m and n are relatively prime positive integers find their sum",
+                (0..9).map(|at| format!("w{} ", mix((id * 10 + at) as u64))).collect::<String>()
+            ),
+            ..candidate(id % 20, &id.to_string(), id as f64)
+        };
+        let candidates: Vec<Candidate> = (0..20_000).map(|id| Candidate { id: id.to_string(), ..make(id) }).collect();
+        let begun = std::time::Instant::now();
+        let selection = select(&candidates, &Options { likeness: 0.9, ..options(800) });
+        assert_eq!((selection.chosen.len(), selection.dropped.len()), (800, 19_200));
+        assert!(begun.elapsed().as_secs() < 20, "{:?}", begun.elapsed());
     }
 
     #[test]

@@ -2,14 +2,15 @@
 
 use super::normalise::is_cjk;
 
-/// The words of a text in lower case: runs of letters with apostrophes and hyphens within. LaTeX commands, digits and Chinese characters are none.
+/// The words of a text in lower case: runs of letters with apostrophes and single hyphens within. LaTeX commands, digits and Chinese characters are none.
 pub fn english_words(text: &str) -> Vec<String> {
     let mut words = Vec::new();
     let mut word = String::new();
     let mut command = false;
     for c in text.chars().chain([' ']) {
         let letter = c.is_alphabetic() && !is_cjk(c);
-        if letter || (matches!(c, '\'' | '’' | '-') && !word.is_empty()) {
+        let within = matches!(c, '\'' | '’') || c == '-' && !word.ends_with('-');
+        if letter || within && !word.is_empty() {
             word.extend(if c == '’' { '\''.to_lowercase() } else { c.to_lowercase() });
             continue;
         }
@@ -43,6 +44,7 @@ mod tests {
     fn words_are_whole() {
         let words = english_words("So, also \\therefore let’s double-check: it's x2 -- 因此 Therefore-");
         assert_eq!(words, ["so", "also", "let's", "double-check", "it's", "x", "therefore"]);
+        assert_eq!(english_words("so--therefore--- a well-known-- x"), ["so", "therefore", "a", "well-known", "x"]);
         assert_eq!(occurrences(&words, &english_words("so")), 1);
         assert_eq!(occurrences(&words, &english_words("let's double-check")), 1);
         assert_eq!(occurrences(&words, &[]), 0);

@@ -21,7 +21,11 @@ pub fn bins(values: &[f64], count: usize) -> Vec<Bar> {
     let finite: Vec<f64> = values.iter().copied().filter(|value| value.is_finite()).collect();
     let Some(low) = finite.iter().copied().reduce(f64::min) else { return Vec::new() };
     let high = finite.iter().copied().fold(low, f64::max);
-    let width = round_up((high - low) / count.max(1) as f64);
+    // Halves, since the whole may be more than a number can hold.
+    let width = round_up(2.0 * (high / 2.0 - low / 2.0) / count.max(1) as f64);
+    if !(high / width - low / width).is_finite() || high / width - low / width > 4.0 * count as f64 + 4.0 {
+        return vec![Bar::new("all", finite.len() as f64)];
+    }
     let first = (low / width).floor();
     let place = |value: f64| ((value / width).floor() - first) as usize;
     let mut counts = vec![0usize; place(high) + 1];
@@ -61,7 +65,7 @@ pub fn bars(bars: &[Bar]) -> String {
     const ROW: f64 = 22.0;
     const LABEL: f64 = 200.0;
     let (most, height) = (largest(bars), ROW * bars.len() as f64);
-    let mut svg = format!("<svg viewBox=\"0 0 {WIDTH} {height}\" role=\"img\">\n");
+    let mut svg = format!("<svg viewBox=\"0 0 {WIDTH} {height}\">\n");
     for (at, bar) in bars.iter().enumerate() {
         let (top, length) = (ROW * at as f64, share(bar.value, most) * (WIDTH - LABEL - 90.0));
         let (label, value, middle, end) = (escaped(&bar.label), shown(bar.value), top + 15.0, LABEL + length + 6.0);
@@ -88,7 +92,7 @@ pub fn columns(bars: &[Bar]) -> String {
     let longest = bars.iter().map(|bar| bar.label.chars().count().max(shown(bar.value).len())).max().unwrap_or(0);
     // A character is about seven units wide.
     let every = ((longest as f64 * 7.0 + 6.0) / step).ceil().max(1.0) as usize;
-    let mut svg = format!("<svg viewBox=\"0 0 {WIDTH} {:.0}\" role=\"img\">\n", HEIGHT + BELOW + ABOVE);
+    let mut svg = format!("<svg viewBox=\"0 0 {WIDTH} {:.0}\">\n", HEIGHT + BELOW + ABOVE);
     for (at, bar) in bars.iter().enumerate() {
         let (left, height) = (step * at as f64, share(bar.value, most) * HEIGHT);
         let (label, value, top) = (escaped(&bar.label), shown(bar.value), ABOVE + HEIGHT - height);
@@ -131,6 +135,9 @@ mod tests {
             bins(&[0.1, 0.12, 0.19, f64::NAN, f64::INFINITY], 4).into_iter().map(|bar| bar.label).collect();
         assert_eq!(labels, ["0.10", "0.15"]);
         assert!(bins(&[], 10).is_empty() && bins(&[f64::NAN], 10).is_empty());
+        for values in [[f64::MAX, f64::MIN], [f64::MIN_POSITIVE, 0.0], [1e300, -1e300], [1e300, 1e300 * (1.0 + f64::EPSILON)]] {
+            assert_eq!(bins(&values, 10).iter().map(|bar| bar.value).sum::<f64>(), 2.0, "{values:?}");
+        }
     }
 
     #[test]

@@ -70,6 +70,8 @@ fn more_of_a_part_never_lowers_it() {
 
 #[test]
 fn chinese_chains_are_scored() {
+    let parts = score("规则说这不可能，否则故事就完了，苹果、等等。");
+    assert_eq!((parts.verification, parts.exploration, parts.connectives), (0.0, 0.0, 0.0), "these are other words");
     let chain = score("因此我们得到答案。让我验证一下：也许有另一种方法。");
     assert!(chain.verification > 0.0 && chain.exploration > 0.0 && chain.connectives > 0.0, "{chain:?}");
 }

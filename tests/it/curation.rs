@@ -3,7 +3,7 @@
 use limo_engine::curation::decontaminate::{Benchmarks, Findings, Known};
 use limo_engine::curation::dedupe::{Dedupe, THRESHOLD};
 use limo_engine::curation::normalise::{normalise, words};
-use limo_engine::curation::pool::Reading;
+use limo_engine::curation::pool::problem_text;
 use limo_engine::testing::random::Random;
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
@@ -15,9 +15,7 @@ const BENCHMARKS: [&str; 9] =
 fn benchmark(name: &str) -> Option<Vec<String>> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("../shared/data/benchmarks/{name}.jsonl"));
     let text = std::fs::read_to_string(&path).ok()?;
-    let reading = Reading { file: name.into(), ..Reading::default() };
-    let rows = text.lines().map(|line| serde_json::from_str(line).unwrap());
-    Some(rows.enumerate().map(|(at, row)| reading.problem(&row, at).unwrap().problem).collect())
+    Some(text.lines().map(|line| problem_text(&serde_json::from_str(line).unwrap()).unwrap()).collect())
 }
 
 fn known(name: &str, problems: &[String]) -> Benchmarks {

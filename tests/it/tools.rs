@@ -180,7 +180,8 @@ fn from_a_pool_to_training_rows() {
     // What a person decided.
     let html = fs::read_to_string(folder.at("review.html")).unwrap();
     let start = html.find("id=\"rows\">").unwrap() + "id=\"rows\">".len();
-    let items: Vec<Value> = serde_json::from_str(&html[start..start + html[start..].find("</script>").unwrap()]).unwrap();
+    let page: Value = serde_json::from_str(&html[start..start + html[start..].find("</script>").unwrap()]).unwrap();
+    let items = page["rows"].as_array().unwrap();
     assert_eq!(items.len(), 12);
     let decisions = [
         json!({"key": items[0]["key"], "decision": "reject"}),
@@ -212,30 +213,154 @@ fn from_a_pool_to_training_rows() {
     crate::command::succeed(output);
 }
 
-/// By pipes, as a shell joins them, on the tiny task's own solutions.
-#[test]
-fn tools_are_joined_by_pipes() {
-    let folder = Folder::new();
-    let raw = folder.write("raw.jsonl", &tiny("train.jsonl", 30));
-    let script = r#"set -euo pipefail
-        "$POOL" "$RAW" --similarity 1 > pool.jsonl
-        "$GRADE" pool.jsonl | "$DIFFICULTY" pool.jsonl --samples own=/dev/stdin --rule "1..=1 of 1" | "$SCORE" | "$SELECT" --top 5 --ungraded --likeness 1 > chosen.jsonl"#;
+/// Runs a script in a folder, with the tools by their names in capitals.
+fn bash(folder: &Folder, script: &str) {
     let output = Command::new("bash")
-        .args(["-c", script])
-        .env("RAW", raw)
+        .args(["-c", &format!("set -euo pipefail\n{script}")])
+        .env("ENGINE", env!("CARGO_BIN_EXE_limo-engine"))
         .env("POOL", env!("CARGO_BIN_EXE_limo-pool"))
         .env("GRADE", env!("CARGO_BIN_EXE_limo-grade"))
         .env("DIFFICULTY", env!("CARGO_BIN_EXE_limo-difficulty"))
         .env("SCORE", env!("CARGO_BIN_EXE_limo-score"))
         .env("SELECT", env!("CARGO_BIN_EXE_limo-select"))
+        .env("ROWS", Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/curation"))
+        .env("MODEL", crate::sample_command::model())
         .current_dir(folder.0.path())
         .output()
         .unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// The whole way as docs/data.md has it, by pipes: four files of three formats, a solver that samples and solves nothing, another one that solves some.
+#[test]
+fn tools_are_joined_by_pipes() {
+    let folder = Folder::new();
+    bash(
+        &folder,
+        r#"cat "$ROWS/numina.jsonl" | "$POOL" - "$ROWS/gsm8k.jsonl" "$ROWS/math.jsonl" --benchmark "$ROWS/benchmark.jsonl" --dropped dropped.jsonl > pool.jsonl
+        "$ENGINE" sample --model "$MODEL" --input pool.jsonl --output small.jsonl -n 2 --max-tokens 8 --device cpu
+        "$GRADE" --gold <(grep '"answer"' pool.jsonl) small.jsonl --allow-errors | "$DIFFICULTY" <(grep '"answer"' pool.jsonl) --samples small=/dev/stdin --rule "0..=0 of 2" > hard.jsonl"#,
+    );
+    let dropped: Vec<Value> = read(folder.at("dropped.jsonl")).iter().map(|row| row["dropped"]["reason"].clone()).collect();
+    assert_eq!(dropped, ["near-duplicate", "benchmark"]);
+    let (pool, hard) = (read(folder.at("pool.jsonl")), read(folder.at("hard.jsonl")));
+    assert_eq!((pool.len(), hard.len()), (11, 10), "a proof has no answer");
+    assert!(pool.iter().any(|row| row["source"] == "cn_k12") && pool.iter().any(|row| row["level"] == 4));
+    // Of 4 samples of problem i, i % 5 are right; the later ones say more.
+    let sample = |i: usize, number: usize| {
+        let answer = if number < i % 5 { hard[i]["answer"].as_str().unwrap() } else { "0.123" };
+        let text =
+            format!("{}So it is \\boxed{{{answer}}}.", "Wait, we check this, since perhaps it is wrong. ".repeat(number + 1));
+        json!({"id": hard[i]["id"], "sample": number, "text": text})
+    };
+    let samples: Vec<Value> =
+        (0..10).flat_map(|i| (0..4).map(move |number| (i, number))).map(|(i, number)| sample(i, number)).collect();
+    folder.write("large.jsonl", &samples);
+    bash(
+        &folder,
+        r#""$GRADE" --gold hard.jsonl large.jsonl > graded.jsonl
+        "$DIFFICULTY" hard.jsonl --samples large=graded.jsonl --rule "1..=3 of 4" > problems.jsonl
+        "$SCORE" graded.jsonl | "$SELECT" --problems problems.jsonl --top 4 --balance source > chosen.jsonl"#,
+    );
     let chosen = read(folder.at("chosen.jsonl"));
-    assert_eq!(chosen.len(), 5);
+    assert_eq!((read(folder.at("problems.jsonl")).len(), chosen.len()), (6, 4));
+    for row in &chosen {
+        let at = hard.iter().position(|problem| problem["id"] == row["id"]).unwrap();
+        // The best right one is the last right one.
+        assert!(
+            row["question"] == hard[at]["problem"]
+                && row["answer"] == hard[at]["answer"]
+                && row["source"] == hard[at]["source"]
+        );
+        assert_eq!((row["correct"].as_bool(), row["sample"].as_u64()), (Some(true), Some(at as u64 % 5 - 1)), "{row}");
+    }
     assert!(chosen.windows(2).all(|pair| pair[0]["score"].as_f64() >= pair[1]["score"].as_f64()));
-    assert!(chosen.iter().enumerate().all(|(at, row)| row["rank"] == at + 1 && row["source"] == "raw"));
+}
+
+/// Rows of published files rarely have ids, and files that are read together often have the same ones.
+#[test]
+fn several_files_keep_all_their_rows() {
+    let folder = Folder::new();
+    let words = ["apples", "boats", "coins", "ducks", "eggs", "forks"];
+    let plain = |word: &&str| json!({"source": "olympiads", "problem": format!("How many {word} are there?"), "solution": "\\boxed{1}"});
+    let rows: Vec<Value> = words.iter().map(plain).collect();
+    let shards = [folder.write("a.jsonl", &rows[..3]), folder.write("b.jsonl", &rows[3..])];
+    let (code, pool, error) = run("limo-pool", &[&shards[0], &shards[1]], "");
+    assert_eq!((code, pool.len()), (0, 6), "{error}");
+    let (_, other, _) = run("limo-pool", &[&shards[1], &shards[0]], "");
+    let ids = |rows: &[Value]| rows.iter().map(|row| row["id"].to_string()).collect::<std::collections::BTreeSet<_>>();
+    assert!(ids(&pool) == ids(&other) && ids(&pool).len() == 6, "ids do not depend on the order of files");
+    let numbered = |from: usize| {
+        rows[from..from + 3]
+            .iter()
+            .enumerate()
+            .map(|(at, row)| {
+                let mut row = row.clone();
+                row["idx"] = at.into();
+                row
+            })
+            .collect::<Vec<_>>()
+    };
+    let shards = [folder.write("c.jsonl", &numbered(0)), folder.write("d.jsonl", &numbered(3))];
+    let (code, pool, error) = run("limo-pool", &[&shards[0], &shards[1]], "");
+    assert!(code == 0 && error.contains("3 ids were those of rows of earlier files"), "{error}");
+    assert_eq!(
+        pool.iter().map(|row| row["id"].clone()).collect::<Vec<_>>(),
+        [json!(0), json!(1), json!(2), json!("d-0"), json!("d-1"), json!("d-2")]
+    );
+    // Equal texts get different ids where they are kept.
+    let (code, pool, error) = run("limo-pool", &["--keep-duplicates"], lines(&[rows[0].clone(), rows[0].clone()]));
+    assert!(code == 0 && ids(&pool).len() == 2, "{error}");
+}
+
+/// Of a benchmark row nothing but its problem matters; a file without problems is no benchmark.
+#[test]
+fn benchmarks_of_any_form_are_compared_with() {
+    let folder = Folder::new();
+    let problem = "Every morning a gardener walks nine miles around the lake and rests at the old mill for forty minutes.";
+    let strange =
+        folder.write("strange.jsonl", &[json!({"question": problem, "solution": ["a", "b"], "answer": true, "level": []})]);
+    let row = json!({"id": 1, "problem": problem, "answer": "1"});
+    let (code, pool, error) = run("limo-pool", &["--benchmark", &strange], lines(std::slice::from_ref(&row)));
+    assert!(code == 0 && pool.is_empty() && error.contains("dropped 1: benchmark"), "{error}");
+    let none = folder.write("none.jsonl", &[json!({"text": problem})]);
+    let (code, _, error) = run("limo-pool", &["--benchmark", &none, "--allow-errors"], lines(&[row]));
+    assert!(code == 3 && error.contains("none.jsonl: no row has a problem"), "{error}");
+}
+
+/// What was decided in one round of a review is part of the next.
+#[test]
+fn reviews_go_on() {
+    let folder = Folder::new();
+    let chain = |id: usize| json!({"id": id, "problem": format!("Problem {id} of {}", "abcdefgh".repeat(id + 1)), "response": format!("chain {id}"), "score": id, "correct": true});
+    let chains: Vec<Value> = (0..5).map(chain).collect();
+    let page = folder.at("review.html");
+    let shown = || {
+        let html = fs::read_to_string(&page).unwrap();
+        let start = html.find("id=\"rows\">").unwrap() + "id=\"rows\">".len();
+        serde_json::from_str::<Value>(&html[start..start + html[start..].find("</script>").unwrap()]).unwrap()
+    };
+    let select = |more: &[&str]| succeed("limo-select", &[&["--top", "3", "--review", &page], more].concat(), &chains);
+    select(&[]);
+    let first = shown();
+    let key = |at: usize| first["rows"][at]["key"].clone();
+    let one = folder.write(
+        "one.jsonl",
+        &[json!({"key": key(0), "decision": "reject"}), json!({"key": key(1), "decision": "edit", "solution": "new"})],
+    );
+    select(&["--decisions", &one]);
+    let second = shown();
+    assert_eq!(second["others"], json!([{"key": key(0), "decision": "reject"}]));
+    assert_eq!(second["rows"][0]["decision"]["solution"], "new");
+    assert_eq!(second["rows"][0]["chain"], "new");
+    // A later file wins.
+    let two = folder.write("two.jsonl", &[json!({"key": key(0), "decision": "accept"})]);
+    let chosen = select(&["--decisions", &one, "--decisions", &two]);
+    assert_eq!(chosen.iter().map(|row| row["id"].clone()).collect::<Vec<_>>(), [4, 3, 2]);
+    assert_eq!(chosen[1]["solution"], "new");
+    let empty = folder.write("empty.jsonl", &[json!({"key": key(0), "decision": "edit", "solution": " "})]);
+    let (code, _, error) = run("limo-select", &["--decisions", &empty], lines(&chains));
+    assert!(code == 3 && error.contains("empty.jsonl:1: no text in \"solution\""), "{error}");
 }
 
 #[test]
@@ -266,8 +391,11 @@ fn broken_rows_are_told_and_the_others_go_on() {
         assert!(code == 3 && error.contains("no such file.jsonl"), "{name}: {error}");
         let (code, _, error) = run(name, arguments, "");
         assert!(code == 3 && error.contains("the file is empty"), "{name}: {error}");
-        let (code, _, error) = run(name, &["in.jsonl", "--dropped", "/no/such/folder/x"], "");
+        let (code, _, error) = run(name, &["/dev/null", "--dropped", "/no/such/folder/x"], "");
         assert!(code == 2 && error.contains("cannot be written"), "{name}: {error}");
+        // A file that is missing is told before the others are read.
+        let (code, rows, error) = run(name, &["-", "no such file.jsonl"], lines(std::slice::from_ref(&good)));
+        assert!(code == 3 && rows.is_empty() && error.contains("no such file.jsonl"), "{name}: {error}");
     }
 }
 
@@ -296,6 +424,7 @@ fn rows_that_belong_together_must_be_there() {
     ] {
         assert!(error.contains(expected), "{expected}: {error}");
     }
+    assert!(error.contains("2 of 4 rows could not be used, and 3 of other files"), "{error}");
     let graded = folder.write("graded.jsonl", &graded);
     let problems = [json!({"id": "a", "problem": "A?"}), json!({"id": "b", "problem": "B?"})];
     let (code, rows, error) = run("limo-difficulty", &["--samples", &graded, "--rule", "2..=2 of 2"], lines(&problems));
@@ -376,6 +505,20 @@ fn verdicts_join_their_chains() {
         scored.iter().map(|row| row["rubric"]["structure"].as_u64()).collect::<Vec<_>>(),
         [Some(2), Some(4), Some(5), None]
     );
+}
+
+/// Novelty of other problems is none.
+#[test]
+fn novelty_must_be_of_these_problems() {
+    let folder = Folder::new();
+    let chain = json!({"id": "a", "problem": "P?", "response": "R", "score": 1, "correct": true});
+    let other = folder.write("novelty.jsonl", &[json!({"id": "b", "mean_logprob": -1.0})]);
+    let (code, _, error) = run("limo-select", &["--novelty", &other], lines(std::slice::from_ref(&chain)));
+    assert!(code == 3 && error.contains("--novelty knows none of the problems"), "{error}");
+    let mut blank = chain.clone();
+    blank["response"] = " ".into();
+    let (code, rows, error) = run("limo-select", &[], lines(&[blank, chain]));
+    assert!(code == 3 && rows.len() == 1 && error.contains(":1: no text in \"response\""), "{error}");
 }
 
 /// `| head -1` is no error.

@@ -1,7 +1,8 @@
 //! `limo-difficulty`.
 
-use super::frame::{Frame, FrameArgs, Row, Source};
+use super::frame::{Frame, FrameArgs, Source};
 use crate::curation::difficulty::{Filter, Rule, Tally};
+use crate::curation::fields::Row;
 use crate::error::{Error, Result};
 use crate::report::Bar;
 use clap::Parser;
@@ -90,7 +91,7 @@ fn read_tally(frame: &mut Frame, solver: &Solver) -> Result<Tally> {
     let mut source = Source::new(std::slice::from_ref(&solver.file));
     while let Some((place, row)) = source.next_row()? {
         if let Err(what) = row.and_then(|row| tally.add(&Value::Object(row))) {
-            frame.broken(&place, &what)?;
+            frame.broken_beside(&place, &what)?;
         }
     }
     Ok(tally)

@@ -2,17 +2,16 @@
 
 use crate::cli::replaced::refuse_to_replace_inputs;
 use crate::cli::terminal::visible;
+use crate::curation::fields::Row;
 use crate::data::RowFile;
-use crate::error::{Error, Result, write_error};
+use crate::error::{Error, Result, io_error, write_error};
 use crate::io::write_atomic;
 use crate::report::{Bar, Report};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufWriter, ErrorKind, Write};
 use std::path::{Path, PathBuf};
-
-pub type Row = Map<String, Value>;
 
 /// Flags that every tool has.
 #[derive(clap::Args)]
@@ -75,7 +74,7 @@ pub struct Frame {
     source: Source,
     out: BufWriter<std::io::Stdout>,
     /// The reader of standard output went away: nothing more is written.
-    closed: bool,
+    pub closed: bool,
     dropped: Option<(PathBuf, BufWriter<File>)>,
     report: Option<PathBuf>,
     allow_errors: bool,
@@ -88,6 +87,8 @@ pub struct Counts {
     pub written: usize,
     /// Rows that could not be used.
     pub broken: usize,
+    /// Rows that could not be used, of files beside.
+    pub broken_beside: usize,
     /// Dropped rows by reason.
     pub dropped: BTreeMap<String, usize>,
 }
@@ -109,6 +110,10 @@ impl Frame {
         let outputs: Vec<(&str, &Path)> =
             common.iter().chain(outputs).filter_map(|(flag, path)| Some((*flag, path.as_ref()?.as_path()))).collect();
         refuse_to_replace_inputs(&inputs, &outputs)?;
+        // A file that is missing is told before anything is written.
+        for (_, file) in inputs.iter().filter(|(_, file)| !standard.contains(file)) {
+            std::fs::metadata(file).map_err(|e| io_error(file, e))?;
+        }
         let create = |path: &PathBuf| match File::create(path) {
             Ok(file) => Ok((path.clone(), BufWriter::new(file))),
             Err(error) => Err(write_error(path, error)),
@@ -131,20 +136,25 @@ impl Frame {
             self.counts.read += 1;
             match row {
                 Ok(row) => return Ok(Some((place, row))),
-                Err(what) => self.broken(&place, &what)?,
+                Err(what) => self.broken_row(Row::new(), &place, &what)?,
             }
         }
         Ok(None)
     }
 
-    /// Tells that a row which was not even read, or is of another file than the tool's rows, cannot be used, and counts it.
-    pub fn broken(&mut self, place: &Place, what: &str) -> Result<()> {
-        self.broken_row(Row::new(), place, what)
-    }
-
-    /// Tells that a row cannot be used, counts it, and keeps it with the dropped ones.
+    /// Tells that a row cannot be used, counts it, and keeps it with the dropped ones; of one that could not even be read its place is kept.
     pub fn broken_row(&mut self, row: Row, place: &Place, what: &str) -> Result<()> {
         self.counts.broken += 1;
+        self.tell_broken(row, place, what)
+    }
+
+    /// Tells that a row of a file beside the tool's own rows cannot be used, and counts it.
+    pub fn broken_beside(&mut self, place: &Place, what: &str) -> Result<()> {
+        self.counts.broken_beside += 1;
+        self.tell_broken(Row::new(), place, what)
+    }
+
+    fn tell_broken(&mut self, row: Row, place: &Place, what: &str) -> Result<()> {
         self.tell(&format!("{}:{}: {what}; the row is left out", place.file.display(), place.line));
         self.keep(row, json!({"reason": "broken", "file": place.file.display().to_string(), "line": place.line, "why": what}))
     }
@@ -188,16 +198,17 @@ impl Frame {
 
     /// Writes what is left to write, the report and the statistics.
     ///
-    /// Errors: data, if rows were broken and that is not allowed, or if there were none at all.
+    /// Errors: data, if rows were broken and that is not allowed.
     pub fn finish(mut self, title: &str, fill: impl FnOnce(&mut Report)) -> Result<()> {
         let flushed = self.out.flush();
         self.check(flushed)?;
         if let Some((path, mut file)) = self.dropped.take() {
             file.flush().map_err(|e| write_error(&path, e))?;
         }
-        let Counts { read, written, broken, dropped } = &self.counts;
+        let Counts { read, written, broken, broken_beside, dropped } = &self.counts;
         let gone: usize = dropped.values().sum();
-        let summary = format!("{read} rows read, {written} written, {gone} dropped, {broken} broken");
+        let beside = if *broken_beside > 0 { format!("; {broken_beside} broken in other files") } else { String::new() };
+        let summary = format!("{read} rows read, {written} written, {gone} dropped, {broken} broken{beside}");
         if let Some(path) = &self.report {
             let mut report = Report::new(title, &summary);
             if gone > 0 {
@@ -210,56 +221,18 @@ impl Frame {
         }
         dropped.iter().for_each(|(reason, count)| self.tell(&format!("dropped {count}: {reason}")));
         self.tell(&summary);
-        match broken {
-            0 => Ok(()),
-            _ if self.allow_errors => Ok(()),
-            _ => Err(Error::data(format!("{broken} of {read} rows could not be used"))
-                .help("the reasons are above; --allow-errors makes this exit with 0")),
-        }
+        let what = match (broken, broken_beside) {
+            (0, 0) => return Ok(()),
+            (_, 0) => format!("{broken} of {read} rows could not be used"),
+            (0, _) => format!("{broken_beside} rows of other files could not be used"),
+            _ => format!("{broken} of {read} rows could not be used, and {broken_beside} of other files"),
+        };
+        let error = Error::data(what).help("the reasons are above; --allow-errors makes this exit with 0");
+        if self.allow_errors { Ok(()) } else { Err(error) }
     }
-}
-
-/// A field's value; null is as good as absent.
-pub fn present<'a>(row: &'a Row, name: &str) -> Option<&'a Value> {
-    row.get(name).filter(|value| !value.is_null())
-}
-
-/// A field's value as text, for groups.
-pub fn value(row: &Row, name: &str) -> String {
-    match present(row, name) {
-        None => "none".to_string(),
-        Some(Value::String(value)) => value.clone(),
-        Some(other) => other.to_string(),
-    }
-}
-
-/// A row's id as text: a string, or a number.
-pub fn id(row: &Row) -> Result<String, String> {
-    match present(row, "id") {
-        Some(Value::String(id)) => Ok(id.clone()),
-        Some(Value::Number(id)) => Ok(id.to_string()),
-        Some(_) => Err("field `id`: must be a string or a number".to_string()),
-        None => Err("field `id` is missing".to_string()),
-    }
-}
-
-/// The text of the first of these fields that is there.
-pub fn text<'a>(row: &'a Row, names: &[&str]) -> Result<&'a str, String> {
-    let Some((name, value)) = names.iter().find_map(|name| Some((name, present(row, name)?))) else {
-        return Err(format!(
-            "none of the fields {} is there",
-            names.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")
-        ));
-    };
-    value.as_str().ok_or_else(|| format!("field `{name}`: must be a string"))
 }
 
 /// What tells the chains of all problems apart, whatever file and order they come in: the problem's id, and 48 bits of a hash of the chain.
 pub fn chain_key(id: &str, chain: &str) -> String {
     format!("{id}#{}", &blake3::hash(chain.as_bytes()).to_hex()[..12])
 }
-
-/// Fields that hold a chain of reasoning, as `limo-engine sample` and others write it.
-pub const CHAINS: [&str; 5] = ["response", "completion", "solution", "output", "text"];
-/// Fields that hold a problem.
-pub const PROBLEMS: [&str; 3] = ["problem", "question", "prompt"];

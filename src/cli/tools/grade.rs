@@ -1,6 +1,7 @@
 //! `limo-grade`.
 
-use super::frame::{Frame, FrameArgs, PROBLEMS, Place, Row, Source, id, present, text};
+use super::frame::{Frame, FrameArgs, Place, Source};
+use crate::curation::fields::{CHAINS, PROBLEMS, Row, id, present, text};
 use crate::error::{Error, Result};
 use crate::grading::strict::Options;
 use crate::grading::{
@@ -92,9 +93,18 @@ pub fn run(args: GradeArgs) -> Result<()> {
             Err(what) => frame.broken_row(row, &place, &what)?,
         }
     }
+    // Once nobody reads what is written, samples are left unread.
+    let all_read = !frame.closed;
     for (id, problem) in problems.iter().flatten() {
-        if !graded.contains_key(id) {
-            frame.broken(&problem.place, &format!("id {id} has no samples"))?;
+        if all_read && !graded.contains_key(id) {
+            frame.broken_beside(&problem.place, &format!("id {id} has no samples"))?;
+        }
+    }
+    if let Some((id, fewest)) =
+        graded.iter().map(|(id, samples)| (id, samples.answers.len())).min_by_key(|(_, samples)| *samples)
+    {
+        for k in args.k.iter().filter(|&&k| k as usize > fewest) {
+            frame.tell(&format!("no pass@{k} and maj@{k}: id {id} has {fewest} samples"));
         }
     }
     let table = table(&graded, &args.k, mode);
@@ -123,7 +133,7 @@ fn read_gold(frame: &mut Frame, path: &PathBuf, mode: Mode) -> Result<BTreeMap<S
         number += 1;
         match read {
             Ok((id, problem)) => drop(problems.insert(id, problem)),
-            Err(what) => frame.broken(&place, &what)?,
+            Err(what) => frame.broken_beside(&place, &what)?,
         }
     }
     if problems.is_empty() {
@@ -157,7 +167,7 @@ fn grade(
     mode: Mode,
     extract: ExtractChoice,
 ) -> Result<(), String> {
-    let response = text(row, &["response", "text", "completion", "output", "solution"])?;
+    let response = text(row, &CHAINS)?;
     let id = if present(row, "id").is_some() || problems.is_some() { id(row)? } else { number.to_string() };
     let own;
     let problem =
@@ -183,8 +193,12 @@ fn grade(
     };
     let answer = gold.answer_in(response, extraction);
     let correct = answer.as_ref().is_some_and(|answer| gold.accepts(answer));
-    row.entry("id").or_insert_with(|| id.clone().into());
-    row.entry("sample").or_insert_with(|| name.parse::<u64>().map_or_else(|_| name.clone().into(), Value::from));
+    if present(row, "id").is_none() {
+        row.insert("id".into(), id.clone().into());
+    }
+    if present(row, "sample").is_none() {
+        row.insert("sample".into(), samples.map_or(0, |samples| samples.answers.len()).into());
+    }
     row.insert("extracted".into(), json!(answer));
     row.insert("correct".into(), correct.into());
     let asked = PROBLEMS.iter().any(|name| present(row, name).is_some());

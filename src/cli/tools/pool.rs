@@ -1,14 +1,15 @@
 //! `limo-pool`.
 
-use super::frame::{Frame, FrameArgs, Row, Source};
+use super::frame::{Frame, FrameArgs, Source};
 use crate::curation::decontaminate::{Benchmarks, Known, Match, Rule};
 use crate::curation::dedupe::{Dedupe, Duplicate, THRESHOLD};
-use crate::curation::pool::{Format, Problem, Reading};
+use crate::curation::fields::Row;
+use crate::curation::pool::{Format, Problem, Reading, own_id, problem_text};
 use crate::error::{Error, Result};
 use crate::report::Bar;
 use clap::Parser;
 use serde_json::{Value, json};
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 /// Bring problem files to one form, without duplicates and without benchmark problems
@@ -56,25 +57,20 @@ pub fn run(args: PoolArgs) -> Result<()> {
     let benchmarks = read_benchmarks(&mut frame, &args.benchmark)?;
     let threshold = if args.similarity < 1.0 { args.similarity } else { f64::INFINITY };
     let mut dedupe = (!args.keep_duplicates).then(|| Dedupe::new(threshold));
-    let mut ids: HashSet<String> = HashSet::new();
+    let mut ids = Ids::default();
     let mut sources: BTreeMap<String, usize> = BTreeMap::new();
     // Rows that each test found, whatever drops them.
     let mut found: BTreeMap<&str, usize> = BTreeMap::new();
     let mut reading = Reading { format: args.format, source: args.source.clone(), file: String::new() };
-    let (mut file, mut number) = (PathBuf::new(), 0usize);
+    let mut file = PathBuf::new();
     while let Some((place, row)) = frame.next_row()? {
         if place.file != file {
-            (file, number) = (place.file.clone(), 0);
+            file.clone_from(&place.file);
             reading.file = stem(&file);
+            ids.files += 1;
         }
-        let row = Value::Object(row);
-        let problem = reading.problem(&row, number).and_then(|problem| match ids.insert(problem.id.to_string()) {
-            true => Ok(problem),
-            false => Err(format!("its id {} is that of an earlier row", problem.id)),
-        });
-        number += 1;
-        let Value::Object(row) = row else { continue };
-        let problem = match problem {
+        let own = own_id(&row).ok().flatten().is_some();
+        let problem = match reading.problem(&row).and_then(|problem| ids.add(problem, own, &reading.file)) {
             Ok(problem) => problem,
             Err(what) => {
                 frame.broken_row(row, &place, &what)?;
@@ -106,6 +102,9 @@ pub fn run(args: PoolArgs) -> Result<()> {
         let row = serde_json::to_value(&problem).map_err(|e| Error::internal(e.to_string()))?;
         frame.write(&object(row))?;
     }
+    if ids.renamed > 0 {
+        frame.tell(&format!("{} ids were those of rows of earlier files: the file's name was put before them", ids.renamed));
+    }
     if let Some(benchmarks) = &benchmarks {
         let tests = found.iter().map(|(test, rows)| format!("{test} {rows}")).collect::<Vec<_>>().join(", ");
         frame.tell(&format!("rows that share with {} benchmark rows, by test: {tests}", benchmarks.rows()));
@@ -120,6 +119,42 @@ pub fn run(args: PoolArgs) -> Result<()> {
             report.heading("Benchmarks").bars("rows that share with benchmarks, by test", &bars(&mut found));
         }
     })
+}
+
+/// The ids that were given so far, as text, since 60 and "60" are one to whoever joins rows by them.
+#[derive(Default)]
+struct Ids {
+    /// The number of the file that each is from.
+    known: HashMap<String, usize>,
+    files: usize,
+    renamed: usize,
+}
+
+impl Ids {
+    /// Makes the problem's id one that no row had before. A row's `own` id may come in several files, but in one file only once.
+    fn add(&mut self, mut problem: Problem, own: bool, file: &str) -> Result<Problem, String> {
+        let plain = name(&problem.id);
+        let mut id = plain.clone();
+        if own && let Some(&other) = self.known.get(&id) {
+            if other == self.files {
+                return Err(format!("its id {id} is that of an earlier row"));
+            }
+            self.renamed += 1;
+            id = format!("{file}-{plain}");
+        }
+        // Equal problems have equal hashes.
+        for number in 2.. {
+            if !self.known.contains_key(&id) {
+                break;
+            }
+            id = format!("{plain}-{number}");
+        }
+        if id != plain {
+            problem.id = id.clone().into();
+        }
+        self.known.insert(id, self.files);
+        Ok(problem)
+    }
 }
 
 fn object(value: Value) -> Row {
@@ -137,22 +172,27 @@ fn stem(path: &Path) -> String {
     path.file_stem().map_or_else(|| "rows".to_string(), |name| name.to_string_lossy().into_owned())
 }
 
-/// The problems of the benchmark files; none if there are no files.
+/// The problems of the benchmark files; none if there are no files. Nothing but problem and id of their rows is needed.
 fn read_benchmarks(frame: &mut Frame, files: &[PathBuf]) -> Result<Option<Benchmarks>> {
-    let mut rows: Vec<(String, Problem)> = Vec::new();
+    let mut rows: Vec<(String, String, String)> = Vec::new();
     for path in files {
         let mut source = Source::new(std::slice::from_ref(path));
-        let reading = Reading { file: stem(path), format: Some(Format::Benchmark), ..Reading::default() };
+        let (before, benchmark) = (rows.len(), stem(path));
         let mut number = 0usize;
         while let Some((place, row)) = source.next_row()? {
-            let problem = row.and_then(|row| reading.problem(&Value::Object(row), number));
-            number += 1;
-            match problem {
-                Ok(problem) => rows.push((reading.file.clone(), problem)),
-                Err(what) => frame.broken(&place, &what)?,
+            match row.and_then(|row| Ok((problem_text(&row)?, own_id(&row).ok().flatten()))) {
+                Ok((problem, id)) => {
+                    rows.push((benchmark.clone(), id.map_or_else(|| format!("row {number}"), |id| name(&id)), problem));
+                }
+                Err(what) => frame.broken_beside(&place, &what)?,
             }
+            number += 1;
+        }
+        if rows.len() == before {
+            return Err(Error::data(format!("{}: no row has a problem", path.display()))
+                .help("rows of a benchmark have problem or question"));
         }
     }
-    let known = rows.iter().map(|(benchmark, row)| Known { benchmark, id: name(&row.id), problem: &row.problem });
+    let known = rows.iter().map(|(benchmark, id, problem)| Known { benchmark, id: id.clone(), problem });
     Ok((!files.is_empty()).then(|| Benchmarks::new(known)))
 }

@@ -1,9 +1,10 @@
 //! `limo-score`.
 
-use super::frame::{CHAINS, Frame, FrameArgs, PROBLEMS, Row, Source, chain_key, id, present, text, value};
+use super::frame::{Frame, FrameArgs, Source, chain_key};
 use crate::curation::chain_score::{ChainScore, Keywords, WordLists, sketch};
-use crate::curation::levels::levels;
-use crate::curation::rubric::{self, Verdict, rank_correlation};
+use crate::curation::fields::{CHAINS, PROBLEMS, Row, id, present, some_text, text, value};
+use crate::curation::ranks::{levels, rank_correlation};
+use crate::curation::rubric::{self, Verdict};
 use crate::error::{Error, Result, io_error, write_error};
 use crate::io::write_atomic;
 use crate::report::{Report, bins};
@@ -109,12 +110,9 @@ pub fn run(args: ScoreArgs) -> Result<()> {
 }
 
 fn score(row: &Row, args: &ScoreArgs, lists: &WordLists) -> Result<(String, String, ChainScore), String> {
-    let (id, chain) = (id(row)?, text(row, &CHAINS)?);
-    if chain.trim().is_empty() {
-        return Err("the chain is empty".to_string());
-    }
+    let (id, chain) = (id(row)?, some_text(row, &CHAINS)?);
     if args.rubric.is_some() {
-        text(row, &PROBLEMS).map_err(|what| format!("{what}: a judge needs the problem"))?;
+        some_text(row, &PROBLEMS).map_err(|what| format!("{what}: a judge needs the problem"))?;
     }
     let (key, score) =
         (chain_key(&id, chain), if args.formula == Formula::Sketch { sketch(chain) } else { ChainScore::of(chain, lists) });
@@ -215,7 +213,7 @@ fn read_verdicts(frame: &mut Frame, path: &Path) -> Result<HashMap<String, Verdi
         });
         match read {
             Ok((id, verdict)) => drop(verdicts.insert(id, verdict)),
-            Err(what) => frame.broken(&place, &what)?,
+            Err(what) => frame.broken_beside(&place, &what)?,
         }
     }
     if verdicts.is_empty() {

@@ -1,13 +1,15 @@
 //! `limo-select`.
 
-use super::frame::{CHAINS, Frame, FrameArgs, PROBLEMS, Row, Source, chain_key, id, present, text, value};
+use super::frame::{Frame, FrameArgs, Source, chain_key};
+use crate::curation::fields::{CHAINS, PROBLEMS, Row, id, present, some_text, text, value};
 use crate::curation::selection::{Candidate, Options, Reason, select};
+use crate::data::kind;
 use crate::error::{Error, Result, write_error};
 use crate::io::write_atomic;
 use crate::report::{Bar, Review, bins, review};
 use clap::Parser;
 use serde_json::{Value, json};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -55,9 +57,9 @@ pub struct SelectArgs {
     /// Also write a page on which a person accepts, edits or rejects the chosen chains
     #[arg(long, value_name = "FILE")]
     review: Option<PathBuf>,
-    /// What that page saved: rejected chains make way for others, edited ones have the new text
+    /// What that page saved: rejected chains make way for others, edited ones have the new text; may be given several times, later rows win
     #[arg(long, value_name = "FILE")]
-    decisions: Option<PathBuf>,
+    decisions: Vec<PathBuf>,
 }
 
 fn share(text: &str) -> Result<f64, String> {
@@ -83,26 +85,32 @@ impl FromStr for Only {
     }
 }
 
-/// What a person said of a chain.
-enum Decision {
-    Accept,
-    Reject,
-    Edit(String),
+/// A chain that was read.
+struct Chain {
+    row: Row,
+    /// Leads from a person's decision back to it.
+    key: String,
+}
+
+impl Chain {
+    fn text(&self) -> &str {
+        text(&self.row, &CHAINS).unwrap_or_default()
+    }
 }
 
 pub fn run(args: SelectArgs) -> Result<()> {
-    let inputs = [("--novelty", &args.novelty), ("--decisions", &args.decisions), ("--problems", &args.problems)];
-    let inputs: Vec<(&str, &Path)> = inputs.iter().filter_map(|(flag, path)| Some((*flag, path.as_deref()?))).collect();
+    let beside = [("--novelty", &args.novelty), ("--problems", &args.problems)];
+    let mut inputs: Vec<(&str, &Path)> = beside.iter().filter_map(|(flag, path)| Some((*flag, path.as_deref()?))).collect();
+    inputs.extend(args.decisions.iter().map(|path| ("--decisions", path.as_path())));
     let mut frame = Frame::open(&args.frame, &inputs, &[("--review", args.review.as_ref())])?;
     let problems = args.problems.as_ref().map(|path| read_all(&mut frame, path, |row| Ok((id(&row)?, ())))).transpose()?;
-    let novelty = args.novelty.as_ref().map(|path| read_novelty(&mut frame, path)).transpose()?;
-    let decisions = args.decisions.as_ref().map(|path| read_decisions(&mut frame, path)).transpose()?.unwrap_or_default();
-    let (mut rows, mut candidates, mut keys) = (Vec::new(), Vec::new(), Vec::new());
+    let novelty = args.novelty.as_ref().map(|path| read_all(&mut frame, path, novelty)).transpose()?;
+    let decisions = read_decisions(&mut frame, &args.decisions)?;
+    let (mut chains, mut candidates) = (Vec::new(), Vec::new());
     let mut found = 0usize;
     while let Some((place, mut row)) = frame.next_row()? {
-        let read = candidate(&row, &args, novelty.as_ref());
-        let mut candidate = match read {
-            Ok(candidate) => candidate,
+        let (mut candidate, key) = match candidate(&row, &args, novelty.as_ref()) {
+            Ok(read) => read,
             Err(what) => {
                 frame.broken_row(row, &place, &what)?;
                 continue;
@@ -113,27 +121,41 @@ pub fn run(args: SelectArgs) -> Result<()> {
             frame.drop(row, "not wanted", Row::new())?;
             continue;
         }
-        let key = chain_key(&candidate.id, &candidate.chain);
-        match decisions.get(&key) {
-            Some(Decision::Reject) => {
-                found += 1;
+        let decision = decisions.get(&key);
+        found += usize::from(decision.is_some());
+        match decision.and_then(|decision| decision["decision"].as_str()) {
+            Some("reject") => {
                 frame.drop(row, "rejected by a reviewer", Row::new())?;
                 continue;
             }
-            Some(Decision::Edit(text)) => {
-                found += 1;
-                candidate.chain.clone_from(text);
+            Some("edit") => {
+                CHAINS.iter().for_each(|name| drop(row.remove(*name)));
+                row.insert(CHAINS[0].into(), decision.map_or(Value::Null, |decision| decision["solution"].clone()));
                 row.insert("edited".into(), true.into());
             }
-            Some(Decision::Accept) => found += 1,
-            None => {}
+            _ => {}
         }
-        rows.push(row);
+        let chain = Chain { row, key };
+        candidate.hash = xxh3_64(Value::Object(training_row(&chain)).to_string().as_bytes());
+        chains.push(chain);
         candidates.push(candidate);
-        keys.push(key);
     }
-    if found < decisions.len() {
-        frame.tell(&format!("{} of {} decisions are of chains that are not here", decisions.len() - found, decisions.len()));
+    if !decisions.is_empty() {
+        frame.tell(&format!("decisions: {} of {} are of chains that are here", found, decisions.len()));
+    }
+    if let Some(novelty) = &novelty {
+        let known: BTreeSet<&str> =
+            candidates.iter().filter(|candidate| candidate.novelty.is_some()).map(|candidate| candidate.id.as_str()).collect();
+        let all: BTreeSet<&str> = candidates.iter().map(|candidate| candidate.id.as_str()).collect();
+        frame.tell(&format!(
+            "novelty: {} rows, known of {} of {} problems; the others rank as the least novel",
+            novelty.len(),
+            known.len(),
+            all.len()
+        ));
+        if known.is_empty() && !all.is_empty() {
+            return Err(Error::data("--novelty knows none of the problems").help("its ids must be those of the problems"));
+        }
     }
     let options = Options {
         top: args.top,
@@ -144,14 +166,17 @@ pub fn run(args: SelectArgs) -> Result<()> {
         likeness: args.likeness,
     };
     let selection = select(&candidates, &options);
-    let chosen: Vec<Row> = selection.chosen.iter().map(|&at| training_row(&rows[at], &candidates[at])).collect();
-    for (rank, mut row) in chosen.into_iter().enumerate() {
+    for (rank, &at) in selection.chosen.iter().enumerate() {
+        let mut row = training_row(&chains[at]);
         row.insert("rank".into(), json!(rank + 1));
         frame.write(&row)?;
     }
     if let Some(path) = &args.review {
-        let items = selection.chosen.iter().map(|&at| page_item(&rows[at], &candidates[at], &keys[at]));
-        let html = review("Review of the chosen chains", &items.collect::<Vec<_>>());
+        let items: Vec<Review> =
+            selection.chosen.iter().map(|&at| page_item(&chains[at], decisions.get(&chains[at].key))).collect();
+        let shown: BTreeSet<&str> = items.iter().map(|item| item.key).collect();
+        let others: Vec<&Row> = decisions.iter().filter(|(key, _)| !shown.contains(key.as_str())).map(|(_, row)| row).collect();
+        let html = review("Review of the chosen chains", &items, &others);
         write_atomic(path, |out| out.write_all(html.as_bytes()).map_err(|e| write_error(path, e)))?;
     }
     for (at, reason) in &selection.dropped {
@@ -164,7 +189,7 @@ pub fn run(args: SelectArgs) -> Result<()> {
                 ("like a chosen problem", Row::from_iter([("of".into(), json!(id)), ("likeness".into(), json!(likeness))]))
             }
         };
-        frame.drop(std::mem::take(&mut rows[*at]), reason, more)?;
+        frame.drop(std::mem::take(&mut chains[*at].row), reason, more)?;
     }
     if selection.chosen.len() < args.top {
         frame.tell(&format!("{} chosen, {} were wanted: there are no more", selection.chosen.len(), args.top));
@@ -186,68 +211,73 @@ pub fn run(args: SelectArgs) -> Result<()> {
     })
 }
 
-fn candidate(row: &Row, args: &SelectArgs, novelty: Option<&HashMap<String, f64>>) -> Result<Candidate, String> {
+/// What is known of a row's chain but its hash, and its key.
+fn candidate(row: &Row, args: &SelectArgs, novelty: Option<&HashMap<String, f64>>) -> Result<(Candidate, String), String> {
     let id = id(row)?;
-    let score = present(row, "score").ok_or("field `score` is missing: limo-score writes it")?;
+    let score = present(row, "score").ok_or("no \"score\": limo-score writes it")?;
     let correct = match present(row, "correct") {
         None => None,
         Some(Value::Bool(correct)) => Some(*correct),
-        Some(_) => return Err("field `correct`: must be true or false".to_string()),
+        Some(other) => return Err(format!("\"correct\" must be true or false, but is {}", kind(other))),
     };
-    Ok(Candidate {
-        problem: text(row, &PROBLEMS)?.to_string(),
-        chain: text(row, &CHAINS)?.to_string(),
-        score: score.as_f64().ok_or("field `score`: must be a number")?,
+    let key = chain_key(&id, some_text(row, &CHAINS)?);
+    let candidate = Candidate {
+        problem: some_text(row, &PROBLEMS)?.to_string(),
+        score: score.as_f64().ok_or_else(|| format!("\"score\" must be a number, but is {}", kind(score)))?,
         correct,
         novelty: novelty.and_then(|novelty| novelty.get(&id).copied()),
         groups: args.balance.iter().map(|name| value(row, name)).collect(),
-        row: xxh3_64(Value::Object(row.clone()).to_string().as_bytes()),
+        hash: 0,
         id,
-    })
+    };
+    Ok((candidate, key))
 }
 
 /// A row as LIMO's own are, with what is known of where it came from.
-fn training_row(row: &Row, candidate: &Candidate) -> Row {
+fn training_row(chain: &Chain) -> Row {
+    let Chain { row, .. } = chain;
     let mut made = Row::new();
     made.insert("id".into(), row["id"].clone());
-    made.insert("question".into(), candidate.problem.clone().into());
-    made.insert("solution".into(), candidate.chain.clone().into());
+    made.insert("question".into(), text(row, &PROBLEMS).unwrap_or_default().into());
+    made.insert("solution".into(), chain.text().into());
     for name in ["answer", "source", "model", "subject", "level", "sample", "score", "quality", "correct", "edited"] {
         made.extend(present(row, name).map(|value| (name.to_string(), value.clone())));
     }
     made
 }
 
-fn page_item<'a>(row: &Row, candidate: &'a Candidate, key: &'a str) -> Review<'a> {
-    let fact = |name: &&str| {
-        present(row, name).map(|value| (name.to_string(), value.as_str().map_or_else(|| value.to_string(), str::to_string)))
-    };
+fn page_item<'a>(chain: &'a Chain, decision: Option<&'a Row>) -> Review<'a> {
+    let fact = |name: &&str| present(&chain.row, name).map(|_| (name.to_string(), value(&chain.row, name)));
     let facts = ["id", "answer", "source", "model", "subject", "level", "score", "quality"].iter().filter_map(fact).collect();
-    Review { key, problem: &candidate.problem, chain: &candidate.chain, facts }
+    Review { key: &chain.key, problem: text(&chain.row, &PROBLEMS).unwrap_or_default(), chain: chain.text(), facts, decision }
 }
 
-/// How unlikely the base model finds the problem of each id, a token.
-fn read_novelty(frame: &mut Frame, path: &Path) -> Result<HashMap<String, f64>> {
-    let read = |row: Row| {
-        let value = present(&row, "mean_logprob").ok_or("field `mean_logprob` is missing")?;
-        Ok((id(&row)?, -value.as_f64().ok_or("field `mean_logprob`: must be a number")?))
-    };
-    read_all(frame, path, read)
+/// A problem's id, and how unlikely the base model finds its text, a token.
+fn novelty(row: Row) -> Result<(String, f64), String> {
+    let value = present(&row, "mean_logprob").ok_or("no \"mean_logprob\"")?;
+    Ok((id(&row)?, -value.as_f64().ok_or("\"mean_logprob\" must be a number")?))
 }
 
-/// Decisions by the key of their chain.
-fn read_decisions(frame: &mut Frame, path: &Path) -> Result<HashMap<String, Decision>> {
+/// What a person decided, by the key of the chain: `accept`, `edit` with `solution`, `reject`. Of several rows the last one counts.
+fn read_decisions(frame: &mut Frame, paths: &[PathBuf]) -> Result<BTreeMap<String, Row>> {
     let read = |row: Row| {
         let key = text(&row, &["key"])?.to_string();
-        let decision = match text(&row, &["decision"])? {
-            "accept" => Decision::Accept,
-            "reject" => Decision::Reject,
-            "edit" => Decision::Edit(text(&row, &["solution"])?.to_string()),
-            other => return Err(format!("field `decision`: {other:?} is none of accept, edit, reject")),
-        };
-        Ok((key, decision))
+        match text(&row, &["decision"])? {
+            "accept" | "reject" => {}
+            "edit" => drop(some_text(&row, &["solution"])?),
+            other => return Err(format!("\"decision\" is {other:?}, which is none of accept, edit, reject")),
+        }
+        Ok((key, row))
     };
-    read_all(frame, path, read)
+    let mut decisions = BTreeMap::new();
+    let mut source = Source::new(paths);
+    while let Some((place, row)) = if paths.is_empty() { None } else { source.next_row()? } {
+        match row.and_then(read) {
+            Ok((key, row)) => drop(decisions.insert(key, row)),
+            Err(what) => frame.broken_beside(&place, &what)?,
+        }
+    }
+    Ok(decisions)
 }
 
 /// Reads the rows of a file beside the chains by their keys; those that cannot be read are told.
@@ -260,15 +290,17 @@ fn read_all<T>(
     let mut all = HashMap::new();
     while let Some((place, row)) = source.next_row()? {
         match row.and_then(&read) {
-            Ok((key, _)) if all.contains_key(&key) => frame.broken(&place, &format!("there is a row for {key} already"))?,
+            Ok((key, _)) if all.contains_key(&key) => {
+                frame.broken_beside(&place, &format!("there is a row for {key} already"))?
+            }
             Ok((key, value)) => drop(all.insert(key, value)),
-            Err(what) => frame.broken(&place, &what)?,
+            Err(what) => frame.broken_beside(&place, &what)?,
         }
     }
-    match all.is_empty() {
-        true => {
-            Err(Error::data(format!("{}: no row can be used", path.display())).help("docs/data.md has the fields of each file"))
-        }
-        false => Ok(all),
+    if all.is_empty() {
+        return Err(
+            Error::data(format!("{}: no row can be used", path.display())).help("docs/data.md has the fields of each file")
+        );
     }
+    Ok(all)
 }
