@@ -1,9 +1,10 @@
 //! Which chains are trained on: a gate, the best chain of each problem, a ranking, and from its top as many as are wanted, balanced and without repetition. A pure
 //! function of the chains and the seed: their order does not matter.
 
-use super::normalise::{gram_hash, gram_hashes, mix, normalise, word_hashes};
+use super::choice::Choice;
+use super::normalise::mix;
 use super::ranks::mid_ranks;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 
 /// A chain that could be chosen.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -62,8 +63,6 @@ pub struct Selection {
     /// Best first.
     pub chosen: Vec<usize>,
     pub dropped: Vec<(usize, Reason)>,
-    /// Of the chosen ones, those that balance alone would have left out: without them there were not enough.
-    pub beyond_balance: usize,
 }
 
 /// See the head of this file.
@@ -96,33 +95,19 @@ pub fn select(candidates: &[Candidate], options: &Options) -> Selection {
         selection.dropped.push((loser, Reason::NotTheBest));
     }
     let ranking = ranking(candidates, best.into_values().collect(), &ties, options.novelty);
-    let place: HashMap<usize, usize> = ranking.iter().enumerate().map(|(place, &at)| (at, place)).collect();
-    let mut quotas: Vec<Quota> =
-        (0..options.balance.len()).map(|key| Quota::new(candidates, &ranking, key, options.top)).collect();
-    let mut chosen = Chosen { likeness: options.likeness, ..Chosen::default() };
-    let mut left = Vec::new();
-    for at in ranking {
-        let groups = || quotas.iter().zip(&candidates[at].groups);
-        if chosen.numbers.len() == options.top || !groups().all(|(quota, group)| quota.has_room(group)) {
-            left.push(at);
-            continue;
-        }
-        match chosen.add(candidates, at) {
-            Ok(()) => quotas.iter_mut().zip(&candidates[at].groups).for_each(|(quota, group)| quota.take(group)),
-            Err(reason) => selection.dropped.push((at, reason)),
-        }
+    let problems = ranking.iter().map(|&at| candidates[at].problem.as_str()).collect();
+    let mut choice = Choice::new(problems, options.likeness);
+    choice.fill(options.top);
+    if !options.balance.is_empty() {
+        choice.balance(&ranking.iter().map(|&at| candidates[at].groups.as_slice()).collect::<Vec<_>>());
     }
-    // Balance alone may leave too few: the best of the others fill up.
-    let balanced = chosen.numbers.len();
-    for at in left {
-        let added = if chosen.numbers.len() < options.top { chosen.add(candidates, at) } else { Err(Reason::BelowTheTop) };
-        if let Err(reason) = added {
-            selection.dropped.push((at, reason));
-        }
+    selection.chosen = choice.chosen().map(|place| ranking[place]).collect();
+    let mut left: BTreeMap<usize, Reason> = ranking.iter().map(|&at| (at, Reason::BelowTheTop)).collect();
+    selection.chosen.iter().for_each(|at| drop(left.remove(at)));
+    for (place, (other, likeness)) in choice.alike {
+        left.insert(ranking[place], Reason::Like { id: candidates[ranking[other]].id.clone(), likeness });
     }
-    selection.beyond_balance = chosen.numbers.len() - balanced;
-    selection.chosen = chosen.numbers;
-    selection.chosen.sort_by_key(|at| place[at]);
+    selection.dropped.extend(left);
     selection.dropped.sort_by_key(|(at, _)| *at);
     selection
 }
@@ -149,80 +134,6 @@ fn ranking(candidates: &[Candidate], mut numbers: Vec<usize>, ties: &[u64], nove
     let value = |at: &usize| (1.0 - novelty) * by_score[at] + novelty * by_novelty[at];
     numbers.sort_by(|a, b| value(b).total_cmp(&value(a)).then(ties[*b].cmp(&ties[*a])));
     numbers
-}
-
-/// The problems that are chosen so far, and the runs of words in them.
-#[derive(Default)]
-struct Chosen {
-    likeness: f64,
-    numbers: Vec<usize>,
-    /// How many runs each has, in the order of `numbers`.
-    sizes: Vec<usize>,
-    /// From a run to the places in `numbers` of those that have it.
-    holders: HashMap<u64, Vec<usize>>,
-}
-
-impl Chosen {
-    /// Adds a problem, unless it is like one that is there.
-    fn add(&mut self, candidates: &[Candidate], at: usize) -> Result<(), Reason> {
-        let runs = runs(&candidates[at].problem);
-        let mut shared = vec![0usize; self.numbers.len()];
-        for place in runs.iter().filter_map(|run| self.holders.get(run)).flatten() {
-            shared[*place] += 1;
-        }
-        let jaccard =
-            |(place, &shared): (usize, &usize)| (shared as f64 / (runs.len() + self.sizes[place] - shared) as f64, place);
-        let nearest = shared.iter().enumerate().map(jaccard).max_by(|a, b| a.0.total_cmp(&b.0));
-        if let Some((likeness, place)) = nearest.filter(|(likeness, _)| *likeness >= self.likeness && *likeness > 0.0) {
-            return Err(Reason::Like { id: candidates[self.numbers[place]].id.clone(), likeness });
-        }
-        self.sizes.push(runs.len());
-        runs.into_iter().for_each(|run| self.holders.entry(run).or_default().push(self.numbers.len()));
-        self.numbers.push(at);
-        Ok(())
-    }
-}
-
-/// Hashes of the runs of five words of a text, or of all its words if they are fewer.
-fn runs(text: &str) -> BTreeSet<u64> {
-    const RUN: usize = 5;
-    let words = word_hashes(&normalise(text));
-    if words.len() < RUN { BTreeSet::from([gram_hash(&words)]) } else { gram_hashes(&words, RUN).collect() }
-}
-
-/// How many of each group may still be chosen so that groups are as even as there are candidates for: all of the small ones, and of the others equally many, or one
-/// more where the ranking has it so.
-struct Quota<'a> {
-    left: HashMap<&'a str, usize>,
-    /// Groups that may have one more, and how many of them.
-    large: BTreeSet<&'a str>,
-    more: usize,
-}
-
-impl<'a> Quota<'a> {
-    fn new(candidates: &'a [Candidate], numbers: &[usize], key: usize, top: usize) -> Quota<'a> {
-        let mut sizes: HashMap<&str, usize> = HashMap::new();
-        numbers.iter().for_each(|&at| *sizes.entry(candidates[at].groups[key].as_str()).or_default() += 1);
-        let total = |cap: usize| sizes.values().map(|&size| size.min(cap)).sum::<usize>();
-        let top = top.min(numbers.len());
-        let cap = (0..=top).rfind(|&cap| total(cap) <= top).unwrap_or(0);
-        let large = sizes.iter().filter(|(_, size)| **size > cap).map(|(group, _)| *group).collect();
-        Quota { left: sizes.iter().map(|(group, size)| (*group, *size.min(&cap))).collect(), large, more: top - total(cap) }
-    }
-
-    fn has_room(&self, group: &str) -> bool {
-        self.left[group] > 0 || self.more > 0 && self.large.contains(group)
-    }
-
-    fn take(&mut self, group: &str) {
-        match self.left.get_mut(group) {
-            Some(left) if *left > 0 => *left -= 1,
-            _ => {
-                self.more -= 1;
-                self.large.remove(group);
-            }
-        }
-    }
 }
 
 #[cfg(test)]
@@ -321,11 +232,11 @@ mod tests {
         let balanced = Options { balance: vec!["subject".into()], ..options(14) };
         let selection = select(&candidates, &balanced);
         let count = |name: &str| selection.chosen.iter().filter(|&&at| candidates[at].groups[0] == name).count();
-        assert_eq!((count("a"), count("b"), count("c"), selection.beyond_balance), (6, 5, 3, 0));
+        assert_eq!((count("a"), count("b"), count("c")), (6, 5, 3));
         assert!(selection.chosen.is_sorted(), "best first");
         assert_eq!(select(&candidates, &options(14)).chosen, (0..14).collect::<Vec<_>>());
         let all = select(&candidates, &Options { top: 100, ..balanced });
-        assert_eq!((all.chosen.len(), all.beyond_balance), (33, 0));
+        assert_eq!(all.chosen.len(), 33);
     }
 
     #[test]
@@ -343,6 +254,27 @@ mod tests {
         let selection = select(&candidates, &Options { balance: vec!["subject".into(), "level".into()], ..options(8) });
         assert_eq!(selection.chosen.len(), 8);
         assert!(selection.chosen.contains(&5), "the only easy one");
+        assert_eq!(selection.chosen.iter().filter(|&&at| at < 5).count(), 4);
+    }
+
+    /// Six subjects by five levels, of very different sizes: as even as a search over all tables allows.
+    #[test]
+    fn two_keys_are_even_together() {
+        let make = |id: usize| {
+            let (subject, level) = (id % 6 * (id % 7) % 6, id * id % 5);
+            Candidate { groups: vec![format!("s{subject}"), format!("l{level}")], ..candidate(id, "", (id * 37 % 300) as f64) }
+        };
+        let candidates: Vec<Candidate> = (0..300).map(make).collect();
+        let selection = select(&candidates, &Options { balance: vec!["s".into(), "l".into()], likeness: 1.0, ..options(30) });
+        let sizes = |key: usize| {
+            let mut sizes: BTreeMap<&str, usize> = BTreeMap::new();
+            candidates.iter().for_each(|candidate| _ = sizes.entry(&candidate.groups[key]).or_default());
+            selection.chosen.iter().for_each(|&at| *sizes.entry(&candidates[at].groups[key]).or_default() += 1);
+            sizes.into_values().collect::<Vec<_>>()
+        };
+        assert_eq!(sizes(0), [5; 6]);
+        // Level 2 and 3 are no squares modulo 5.
+        assert_eq!(sizes(1), [10; 3]);
     }
 
     #[test]

@@ -194,14 +194,18 @@ pub fn run(args: SelectArgs) -> Result<()> {
     if selection.chosen.len() < args.top {
         frame.tell(&format!("{} chosen, {} were wanted: there are no more", selection.chosen.len(), args.top));
     }
-    if selection.beyond_balance > 0 {
-        frame.tell(&format!("{} of them are beyond the balance: without them there were not enough", selection.beyond_balance));
+    let groups = |key: usize| {
+        let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+        selection.chosen.iter().for_each(|&at| *counts.entry(&candidates[at].groups[key]).or_default() += 1);
+        counts
+    };
+    for (key, name) in args.balance.iter().enumerate() {
+        let counts = groups(key).into_iter().map(|(group, count)| format!("{group} {count}")).collect::<Vec<_>>();
+        frame.tell(&format!("chosen by {name}: {}", counts.join(", ")));
     }
     frame.finish("Selection of chains", |report| {
         for (key, name) in args.balance.iter().enumerate() {
-            let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
-            selection.chosen.iter().for_each(|&at| *counts.entry(&candidates[at].groups[key]).or_default() += 1);
-            let bars: Vec<Bar> = counts.into_iter().map(|(group, count)| Bar::new(group, count as f64)).collect();
+            let bars: Vec<Bar> = groups(key).into_iter().map(|(group, count)| Bar::new(group, count as f64)).collect();
             report.heading(name).bars("chosen problems", &bars);
         }
         let scores =
