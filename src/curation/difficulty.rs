@@ -5,7 +5,7 @@
 use super::fields::id;
 use crate::data::kind;
 use serde_json::{Value, json};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::fmt;
 use std::str::FromStr;
 
@@ -72,15 +72,6 @@ impl Tally {
     /// The samples of a problem; none of one that was never sampled.
     pub fn count(&self, id: &str) -> Count {
         self.counts.get(id).map_or(Count::default(), |graded| graded.count)
-    }
-
-    /// Problems by the number of their correct samples.
-    pub fn histogram(&self) -> BTreeMap<u32, usize> {
-        let mut problems = BTreeMap::new();
-        for graded in self.counts.values() {
-            *problems.entry(graded.count.correct).or_default() += 1;
-        }
-        problems
     }
 }
 
@@ -284,7 +275,6 @@ mod tests {
         assert_eq!(decide(&first, json!(2)), "1 of 4 correct by qwen, outside of 0..=0");
         assert_eq!(decide(&first, json!(3)), "3 samples of qwen, the rule needs 4");
         assert_eq!(decide(&first, json!(4)), "no samples of qwen");
-        assert_eq!(first.tallies()[0].histogram(), BTreeMap::from([(0, 2), (1, 1)]));
         let row = json!({"id": 1, "problem": "P", "answer": "7", "question": "Q"});
         let request = first.request(&row).unwrap().unwrap();
         let qwen = json!({"correct": 0, "samples": 4, "rate": 0.0});

@@ -45,10 +45,13 @@ pub fn some_text<'a>(row: &'a Row, names: &[&str]) -> Result<&'a str, String> {
     }
 }
 
+/// What rows without a field are grouped as.
+pub const NONE: &str = "none";
+
 /// A field's value as text, for groups.
 pub fn value(row: &Row, name: &str) -> String {
     match present(row, name) {
-        None => "none".to_string(),
+        None => NONE.to_string(),
         Some(Value::String(value)) => value.clone(),
         Some(other) => other.to_string(),
     }

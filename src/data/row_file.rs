@@ -15,7 +15,7 @@ pub type Fault = (usize, String);
 
 pub(super) const FILES: &str = "rows are JSON lines or one JSON list, uncompressed; docs/config.md has the formats";
 /// A longer row is a fault: a file without line ends would else be read whole.
-const MOST_BYTES: usize = 256 << 20;
+const MOST_BYTES: usize = 16 << 20;
 
 /// See the head of this file.
 pub struct RowFile {
@@ -69,6 +69,9 @@ impl RowFile {
         let mut head = Vec::new();
         input.by_ref().take(8).read_to_end(&mut head).map_err(named)?;
         refuse_packed(path, &head)?;
+        if [b"\xff\xfe", b"\xfe\xff"].iter().any(|mark| head.starts_with(*mark)) {
+            return Err(Error::data(format!("{name} is UTF-16")).help("rows are UTF-8: iconv -f UTF-16 -t UTF-8 FILE > NEW"));
+        }
         let parquet = head.starts_with(b"PAR1");
         let head = head.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&head).to_vec();
         let input = Box::new(Cursor::new(head).chain(input));

@@ -223,7 +223,7 @@ fn bash(folder: &Folder, script: &str) {
         .env("DIFFICULTY", env!("CARGO_BIN_EXE_limo-difficulty"))
         .env("SCORE", env!("CARGO_BIN_EXE_limo-score"))
         .env("SELECT", env!("CARGO_BIN_EXE_limo-select"))
-        .env("ROWS", Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/curation"))
+        .env("ROWS", Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/problems"))
         .env("MODEL", crate::sample_command::model())
         .current_dir(folder.0.path())
         .output()
@@ -454,6 +454,30 @@ fn chains_are_chosen_by_fields_and_by_problems() {
     assert_eq!(ids(&easy), [(0, json!("L5")), (2, json!("L5"))]);
     let (code, _, error) = run("limo-select", &["--only", "=x"], lines(&chains));
     assert!(code == 2 && error.contains("FIELD=VALUE"), "{error}");
+}
+
+/// A line of 100 MB, thousands of broken rows, another encoding.
+#[test]
+fn what_is_too_much_is_told_briefly() {
+    let row = json!({"id": 1, "answer": "5", "response": response("5")}).to_string();
+    let mut input = format!("{row}\n{{\"id\": 2, \"response\": \"").into_bytes();
+    input.resize(100 << 20, b'x');
+    input.extend(format!("\"}}\n{}\n", row.replace("1", "3")).bytes());
+    let (code, rows, error) = run("limo-grade", &[], &input);
+    assert!(code == 3 && rows.len() == 2 && error.contains("/dev/stdin:2: the row is longer than 16 MiB"), "{error}");
+    let folder = Folder::new();
+    let dropped = folder.at("dropped.jsonl");
+    let (code, _, error) = run("limo-grade", &["--dropped", &dropped], format!("{row}\n{}", "{\"id\": 7}\n".repeat(5000)));
+    assert_eq!((code, read(&dropped).len()), (3, 5000));
+    assert!(error.lines().count() < 120 && error.contains("5000 of 5001 rows could not be used"), "{error}");
+    let name = "n".repeat(1000) + "\n\u{202e}\u{1b}[31m";
+    let (_, _, error) = run("limo-grade", &[], json!({"id": name, "sample": {}, "response": "x"}).to_string());
+    assert!(error.len() < 1000 && !error.contains('\u{202e}') && !error.contains('\u{1b}'), "{error}");
+    let utf16 = folder.at("utf16.jsonl");
+    fs::write(&utf16, row.encode_utf16().fold(vec![0xff, 0xfe], |bytes, unit| [bytes, unit.to_le_bytes().to_vec()].concat()))
+        .unwrap();
+    let (code, _, error) = run("limo-grade", &[&utf16], "");
+    assert!(code == 3 && error.contains("utf16.jsonl is UTF-16"), "{error}");
 }
 
 /// No tool writes over what it reads, and standard input is read once.

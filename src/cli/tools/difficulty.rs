@@ -2,11 +2,12 @@
 
 use super::frame::{Frame, FrameArgs, Source};
 use crate::curation::difficulty::{Filter, Rule, Tally};
-use crate::curation::fields::Row;
+use crate::curation::fields::{Row, id};
 use crate::error::{Error, Result};
 use crate::report::Bar;
 use clap::Parser;
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -39,7 +40,9 @@ impl FromStr for Solver {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Solver, String> {
-        let (name, file) = text.split_once('=').map_or((None, text), |(name, file)| (Some(name), file));
+        // A path may have an equals sign.
+        let named = text.split_once('=').filter(|_| !Path::new(text).exists());
+        let (name, file) = named.map_or((None, text), |(name, file)| (Some(name), file));
         let file = PathBuf::from(file);
         let own = || file.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
         let name = name.map_or_else(own, str::to_string);
@@ -53,10 +56,19 @@ pub fn run(args: DifficultyArgs) -> Result<()> {
     let tallies = args.samples.iter().map(|solver| read_tally(&mut frame, solver)).collect::<Result<Vec<_>>>()?;
     let wrong = |what: String| Error::usage(what).help("--samples names solvers, --rule says what is wanted of them");
     let filter = Filter::new(tallies, args.rule.clone()).map_err(wrong)?;
+    // Of each solver: problems by the number of their correct samples.
+    let mut solved: Vec<(String, BTreeMap<u32, usize>)> =
+        filter.tallies().iter().map(|tally| (tally.solver.clone(), BTreeMap::new())).collect();
     while let Some((place, row)) = frame.next_row()? {
         let row = Value::Object(row);
         let request = filter.request(&row);
         let Value::Object(row) = row else { continue };
+        if request.as_ref().is_ok_and(|request| request.as_ref().err().is_none_or(|reason| !reason.is_incomplete())) {
+            let id = id(&row).unwrap_or_default();
+            for (tally, (_, problems)) in filter.tallies().iter().zip(&mut solved) {
+                *problems.entry(tally.count(&id).correct).or_default() += 1;
+            }
+        }
         match request {
             Err(what) => frame.broken_row(row, &place, &what)?,
             Ok(Ok(Value::Object(request))) => frame.write(&request)?,
@@ -68,19 +80,15 @@ pub fn run(args: DifficultyArgs) -> Result<()> {
             }
         }
     }
-    for tally in filter.tallies() {
-        let histogram =
-            tally.histogram().into_iter().map(|(correct, problems)| format!("{correct}: {problems}")).collect::<Vec<_>>();
-        frame.tell(&format!("{}: problems by correct samples: {}", tally.solver, histogram.join(", ")));
+    for (solver, problems) in &solved {
+        let histogram = problems.iter().map(|(correct, problems)| format!("{correct}: {problems}")).collect::<Vec<_>>();
+        frame.tell(&format!("{solver}: problems by correct samples: {}", histogram.join(", ")));
     }
     frame.finish("Difficulty of problems", |report| {
-        for tally in filter.tallies() {
-            let bars: Vec<Bar> = tally
-                .histogram()
-                .into_iter()
-                .map(|(correct, problems)| Bar::new(correct.to_string(), problems as f64))
-                .collect();
-            report.heading(&tally.solver).histogram("problems by correct samples", &bars);
+        for (solver, problems) in &solved {
+            let bars: Vec<Bar> =
+                problems.iter().map(|(correct, &problems)| Bar::new(correct.to_string(), problems as f64)).collect();
+            report.heading(solver).histogram("problems by correct samples", &bars);
         }
     })
 }

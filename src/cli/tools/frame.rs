@@ -69,6 +69,11 @@ impl Source {
     }
 }
 
+/// Broken rows that are told one by one.
+const MOST_TOLD: usize = 100;
+/// What is told of each.
+const MOST_CHARACTERS: usize = 300;
+
 /// A tool at work.
 pub struct Frame {
     source: Source,
@@ -110,9 +115,13 @@ impl Frame {
         let outputs: Vec<(&str, &Path)> =
             common.iter().chain(outputs).filter_map(|(flag, path)| Some((*flag, path.as_ref()?.as_path()))).collect();
         refuse_to_replace_inputs(&inputs, &outputs)?;
-        // A file that is missing is told before anything is written.
+        // What cannot be read is told before anything is written.
         for (_, file) in inputs.iter().filter(|(_, file)| !standard.contains(file)) {
-            std::fs::metadata(file).map_err(|e| io_error(file, e))?;
+            let found =
+                std::fs::metadata(file).map_err(|e| io_error(file, e).help("the path is relative to the folder you are in"))?;
+            if found.is_dir() {
+                return Err(Error::data(format!("{} is a folder", file.display())).help("name its files"));
+            }
         }
         let create = |path: &PathBuf| match File::create(path) {
             Ok(file) => Ok((path.clone(), BufWriter::new(file))),
@@ -155,7 +164,13 @@ impl Frame {
     }
 
     fn tell_broken(&mut self, row: Row, place: &Place, what: &str) -> Result<()> {
-        self.tell(&format!("{}:{}: {what}; the row is left out", place.file.display(), place.line));
+        let told = self.counts.broken + self.counts.broken_beside;
+        if told <= MOST_TOLD {
+            let (start, end) = (format!("{}:{}: ", place.file.display(), place.line), "; the row is left out");
+            self.tell(&format!("{start}{}{end}", shortened(&what.replace(['\n', '\r'], " "), MOST_CHARACTERS)));
+        } else if told == MOST_TOLD + 1 {
+            self.tell("more rows are left out; --dropped FILE keeps all of them with the reason");
+        }
         self.keep(row, json!({"reason": "broken", "file": place.file.display().to_string(), "line": place.line, "why": what}))
     }
 
@@ -219,6 +234,9 @@ impl Frame {
             let html = report.html();
             write_atomic(path, |out| out.write_all(html.as_bytes()).map_err(|e| write_error(path, e)))?;
         }
+        if self.closed {
+            self.tell("standard output was closed before the end: these are the numbers until then");
+        }
         dropped.iter().for_each(|(reason, count)| self.tell(&format!("dropped {count}: {reason}")));
         self.tell(&summary);
         let what = match (broken, broken_beside) {
@@ -229,6 +247,14 @@ impl Frame {
         };
         let error = Error::data(what).help("the reasons are above; --allow-errors makes this exit with 0");
         if self.allow_errors { Ok(()) } else { Err(error) }
+    }
+}
+
+/// The beginning of a text.
+pub fn shortened(text: &str, most: usize) -> String {
+    match text.char_indices().nth(most) {
+        Some((end, _)) => format!("{} …", &text[..end]),
+        None => text.to_string(),
     }
 }
 

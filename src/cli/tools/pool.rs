@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 ///
 /// Reads rows as NuminaMath-CoT, DeepScaleR, MATH, AIME, GSM8K and benchmarks have them. Writes id, problem, answer, solution, source, subject, level.
 ///
-/// Example: limo-pool configs/tiny/train.jsonl --benchmark configs/tiny/heldout.jsonl --dropped dropped.jsonl > pool.jsonl
+/// Example: limo-pool examples/problems/numina.jsonl examples/problems/gsm8k.jsonl --benchmark examples/problems/benchmark.jsonl > pool.jsonl
 ///
 /// docs/data.md has the fields, and what counts as a duplicate or a copy.
 #[derive(Parser)]
@@ -40,7 +40,7 @@ pub struct PoolArgs {
     #[arg(long, value_name = "FILE")]
     benchmark: Vec<PathBuf>,
     /// What drops a row: copy, 13-gram (or a copy), 8-gram (or a copy); what the others find is counted
-    #[arg(long, value_name = "RULE", default_value = "copy")]
+    #[arg(long, value_name = "RULE", default_value = "copy", requires = "benchmark")]
     rule: Rule,
 }
 

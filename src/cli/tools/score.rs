@@ -101,6 +101,11 @@ pub fn run(args: ScoreArgs) -> Result<()> {
     }
     let table = table(&chains, &args.by, &lists);
     super::print_table(&frame, &HEADERS, &table);
+    if let Some(verdicts) = &verdicts {
+        let keys: HashSet<&str> = chains.iter().map(|chain| chain.key.as_str()).collect();
+        let found = verdicts.keys().filter(|key| keys.contains(key.as_str())).count();
+        frame.tell(&format!("verdicts: {found} of {} are on chains that are here", verdicts.len()));
+    }
     let agrees = verdicts.map(|_| match rank_correlation(&agreement) {
         Some(rho) => format!("score and rubric: rank correlation {rho:.3} over {} chains", agreement.len()),
         None => format!("score and rubric: {} chains have both, or they are all alike: no correlation", agreement.len()),

@@ -1,7 +1,7 @@
 //! `limo-select`.
 
 use super::frame::{Frame, FrameArgs, Source, chain_key};
-use crate::curation::fields::{CHAINS, PROBLEMS, Row, id, present, some_text, text, value};
+use crate::curation::fields::{CHAINS, NONE, PROBLEMS, Row, id, present, some_text, text, value};
 use crate::curation::selection::{Candidate, Options, Reason, select};
 use crate::data::kind;
 use crate::error::{Error, Result, write_error};
@@ -28,8 +28,8 @@ pub struct SelectArgs {
     #[command(flatten)]
     frame: FrameArgs,
     /// Problems that are wanted
-    #[arg(long, value_name = "K", default_value_t = 800)]
-    top: usize,
+    #[arg(long, value_name = "K", default_value_t = 800, value_parser = clap::value_parser!(u32).range(1..))]
+    top: u32,
     /// Decides between equals
     #[arg(long, value_name = "SEED", default_value_t = 0)]
     seed: u64,
@@ -107,6 +107,8 @@ pub fn run(args: SelectArgs) -> Result<()> {
     let novelty = args.novelty.as_ref().map(|path| read_all(&mut frame, path, novelty)).transpose()?;
     let decisions = read_decisions(&mut frame, &args.decisions)?;
     let (mut chains, mut candidates) = (Vec::new(), Vec::new());
+    // Of each problem, a hash of its text.
+    let mut texts: HashMap<String, u64> = HashMap::new();
     let mut found = 0usize;
     while let Some((place, mut row)) = frame.next_row()? {
         let (mut candidate, key) = match candidate(&row, &args, novelty.as_ref()) {
@@ -116,6 +118,11 @@ pub fn run(args: SelectArgs) -> Result<()> {
                 continue;
             }
         };
+        let text = xxh3_64(candidate.problem.as_bytes());
+        if *texts.entry(candidate.id.clone()).or_insert(text) != text {
+            frame.broken_row(row, &place, &format!("its problem is not that of an earlier row of id {}", candidate.id))?;
+            continue;
+        }
         let wanted = problems.as_ref().is_none_or(|problems| problems.contains_key(&candidate.id));
         if !wanted || !args.only.iter().all(|only| only.values.contains(&value(&row, &only.field))) {
             frame.drop(row, "not wanted", Row::new())?;
@@ -158,13 +165,19 @@ pub fn run(args: SelectArgs) -> Result<()> {
         }
     }
     let options = Options {
-        top: args.top,
+        top: args.top as usize,
         seed: args.seed,
         ungraded: args.ungraded,
         novelty: if novelty.is_some() { args.novelty_weight } else { 0.0 },
         balance: args.balance.clone(),
         likeness: args.likeness,
     };
+    for (key, name) in args.balance.iter().enumerate().filter(|_| !candidates.is_empty()) {
+        if candidates.iter().all(|candidate| candidate.groups[key] == NONE) {
+            return Err(Error::usage(format!("--balance {name}: no row has this field"))
+                .help("limo-pool writes subject, level, source"));
+        }
+    }
     let selection = select(&candidates, &options);
     for (rank, &at) in selection.chosen.iter().enumerate() {
         let mut row = training_row(&chains[at]);
@@ -191,7 +204,7 @@ pub fn run(args: SelectArgs) -> Result<()> {
         };
         frame.drop(std::mem::take(&mut chains[*at].row), reason, more)?;
     }
-    if selection.chosen.len() < args.top {
+    if selection.chosen.len() < args.top as usize {
         frame.tell(&format!("{} chosen, {} were wanted: there are no more", selection.chosen.len(), args.top));
     }
     let groups = |key: usize| {
