@@ -20,6 +20,7 @@
 //! words), and miss copies of problems that are shorter, or have every seventh word changed.
 
 use super::normalise::{gram_hash, gram_hashes, is_cjk, normalise, word_hashes, words};
+use super::stretch::best_stretch;
 use rustc_hash::{FxHashMap, FxHashSet};
 use std::collections::{BTreeMap, BTreeSet};
 use std::str::FromStr;
@@ -70,8 +71,6 @@ const ALIGNED: usize = 32;
 const ALIKE: f64 = 0.25;
 /// Words of a text that are compared; the rest is not looked at.
 const MOST_WORDS: usize = 1 << 16;
-/// Places of one run in a problem that count: a problem that repeats a word would else take time that grows with its square.
-const MOST_PLACES: usize = 64;
 
 /// What a text shares with a row of a benchmark.
 #[derive(Debug, Clone, PartialEq)]
@@ -266,21 +265,21 @@ impl Benchmarks {
         }
         let n = index.lengths.part;
         // Per row: the weight of the text's words that lie in shared runs, and where the last of these runs ends.
-        let mut shared = vec![(0.0, 0); self.rows.len()];
+        let mut shared: BTreeMap<usize, (f64, usize)> = BTreeMap::new();
         for (start, gram) in gram_hashes(&text.hashes, n).enumerate() {
             for row in index.part.postings.get(&gram).into_iter().flatten() {
-                let (weight, end) = &mut shared[*row as usize];
+                let (weight, end) = shared.entry(*row as usize).or_default();
                 *weight += text.sums[start + n] - text.sums[start.max(*end)];
                 *end = start + n;
             }
         }
-        for (row, (weight, _)) in shared.into_iter().enumerate() {
+        for (row, (weight, _)) in shared {
             let all = self.rows[row].weight;
             if weight > 0.0 && weight >= ALIKE * all && self.rows[row].words.len() < ALIGNED {
                 found.extend(self.aligned(row, text));
             }
             if weight > 0.0 && weight >= COVERED * all {
-                let stretch = self.best_stretch(row, n, text);
+                let stretch = best_stretch(&self.rows[row].words, &text.hashes, n, |word| self.weight(word));
                 if stretch.covered >= COVERED * all {
                     let share = (stretch.covered / all).min(1.0);
                     found.push(Found { row: row as u32, share, start: stretch.start, end: stretch.end });
@@ -298,43 +297,6 @@ impl Benchmarks {
         let (others, start) = text.hashes.windows(problem.len()).map(others).zip(0..).min()?;
         let share = 1.0 - others as f64 / problem.len() as f64;
         (others <= most).then_some(Found { row: row as u32, share, start, end: start + problem.len() })
-    }
-
-    /// The stretch of the text, at most half longer than the row's problem, that shares the runs of `n` words which cover most of the
-    /// problem.
-    fn best_stretch(&self, row: usize, n: usize, text: &Text) -> Stretch {
-        let problem = &self.rows[row].words;
-        let mut places: FxHashMap<u64, Vec<usize>> = FxHashMap::default();
-        for (at, gram) in gram_hashes(problem, n).enumerate() {
-            let places = places.entry(gram).or_default();
-            if places.len() < MOST_PLACES {
-                places.push(at);
-            }
-        }
-        let shared: Vec<Option<&Vec<usize>>> = gram_hashes(&text.hashes, n).map(|gram| places.get(&gram)).collect();
-        let mut theirs = Cover::new(problem.iter().map(|word| self.weight(*word)));
-        let mut ours = Cover::new(text.hashes.iter().map(|word| self.weight(*word)));
-        let mut best = Stretch { start: 0, end: 0, covered: 0.0 };
-        let mut start = 0;
-        for at in 0..shared.len() {
-            let Some(places) = shared[at] else { continue };
-            places.iter().for_each(|place| theirs.add(*place, n));
-            ours.add(at, n);
-            while at + n - start > problem.len() + problem.len() / 2 {
-                if let Some(places) = shared[start] {
-                    places.iter().for_each(|place| theirs.remove(*place, n));
-                    ours.remove(start, n);
-                }
-                start += 1;
-            }
-            // A run of the text that the problem repeats counts once.
-            let covered = theirs.weight.min(ours.weight);
-            if covered > best.covered {
-                let first = (start..=at).find(|start| shared[*start].is_some()).unwrap_or(start);
-                best = Stretch { start: first, end: at + n, covered };
-            }
-        }
-        best
     }
 
     /// The rows that share an n-gram with the text, in order, each with the first one that is shared.
@@ -372,42 +334,6 @@ struct Found {
     share: f64,
     start: usize,
     end: usize,
-}
-
-struct Stretch {
-    start: usize,
-    end: usize,
-    /// The weight of the words that shared runs cover.
-    covered: f64,
-}
-
-/// Which words lie in some run of a moving set, and what they weigh together.
-struct Cover {
-    weights: Vec<f64>,
-    /// The runs that each word lies in.
-    runs: Vec<u32>,
-    weight: f64,
-}
-
-impl Cover {
-    fn new(weights: impl Iterator<Item = f64>) -> Cover {
-        let weights: Vec<f64> = weights.collect();
-        Cover { runs: vec![0; weights.len()], weights, weight: 0.0 }
-    }
-
-    fn add(&mut self, start: usize, n: usize) {
-        for word in start..start + n {
-            self.weight += if self.runs[word] == 0 { self.weights[word] } else { 0.0 };
-            self.runs[word] += 1;
-        }
-    }
-
-    fn remove(&mut self, start: usize, n: usize) {
-        for word in start..start + n {
-            self.runs[word] -= 1;
-            self.weight -= if self.runs[word] == 0 { self.weights[word] } else { 0.0 };
-        }
-    }
 }
 
 #[cfg(test)]

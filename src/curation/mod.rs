@@ -11,4 +11,5 @@ pub mod pool;
 pub mod ranks;
 pub mod rubric;
 pub mod selection;
+mod stretch;
 mod words;
