@@ -2,6 +2,7 @@
 
 use super::expr::{Expr, Rational, to_f64};
 use super::identity::{constant, identical, proportional};
+use super::sets::{as_set, subject};
 use num_bigint::BigInt;
 use num_traits::{Signed, Zero};
 use std::cell::Cell;
@@ -51,88 +52,6 @@ fn definition(expr: &Expr) -> Option<&Expr> {
     }
 }
 
-/// The set that an inequality, membership, or condition describes.
-fn as_set(expr: &Expr) -> Option<Expr> {
-    let interval = |open, a: &Expr, b: &Expr, close| Expr::Tuple(open, close, vec![a.clone(), b.clone()]);
-    let (low, high) = (Expr::Infinity.negative(), Expr::Infinity);
-    match expr {
-        Expr::Tuple(_, _, items) if items.len() == 2 => Some(expr.clone()),
-        Expr::Join(..) | Expr::Set(_) => Some(expr.clone()),
-        Expr::Builder(element, conditions) => {
-            let element = match &**element {
-                Expr::Relation(operands, signs) if signs == &['∈'] => &operands[0],
-                other => other,
-            };
-            let [condition] = conditions.as_slice() else { return None };
-            let about = condition.parts().contains(&element);
-            if matches!(element, Expr::Symbol(_)) && about { as_set(condition) } else { None }
-        }
-        Expr::Relation(operands, signs) => match (operands.as_slice(), signs.as_slice()) {
-            ([Expr::Symbol(_), set], ['∈']) => as_set(set),
-            ([Expr::Symbol(_), c], ['≠']) if c.is_constant() => {
-                Some(Expr::Join('∪', vec![interval('(', &low, c, ')'), interval('(', c, &high, ')')]))
-            }
-            ([x @ Expr::Symbol(_), c], [sign]) | ([c, x @ Expr::Symbol(_)], [sign]) if c.is_constant() => {
-                let below = std::ptr::eq(x, &operands[0]);
-                match (sign, below) {
-                    ('<', true) | ('>', false) => Some(interval('(', &low, c, ')')),
-                    ('≤', true) | ('≥', false) => Some(interval('(', &low, c, ']')),
-                    ('>', true) | ('<', false) => Some(interval('(', c, &high, ')')),
-                    ('≥', true) | ('≤', false) => Some(interval('[', c, &high, ')')),
-                    _ => None,
-                }
-            }
-            ([a, Expr::Symbol(_), b], [s, t]) if a.is_constant() && b.is_constant() => {
-                let open = |s: &char| if "<>".contains(*s) { '(' } else { '[' };
-                let close = |s: &char| if "<>".contains(*s) { ')' } else { ']' };
-                if "<≤".contains(*s) && "<≤".contains(*t) {
-                    Some(interval(open(s), a, b, close(t)))
-                } else if ">≥".contains(*s) && ">≥".contains(*t) {
-                    Some(interval(open(t), b, a, close(s)))
-                } else {
-                    None
-                }
-            }
-            _ => None,
-        },
-        Expr::List(items) => Some(Expr::Join('∪', items.iter().map(as_set).collect::<Option<_>>()?)),
-        _ => None,
-    }
-}
-
-/// The variable that an inequality, membership or list of them is about.
-fn subject(expr: &Expr) -> Option<&Expr> {
-    match expr {
-        Expr::Relation(operands, _) => operands.iter().find(|operand| matches!(operand, Expr::Symbol(_))),
-        Expr::List(items) => items.first().and_then(subject),
-        _ => None,
-    }
-}
-
-/// The rows of a matrix, with what it is multiplied by multiplied in.
-fn as_matrix(expr: &Expr) -> Option<Vec<Vec<Expr>>> {
-    let each =
-        |rows: Vec<Vec<Expr>>, f: &dyn Fn(Expr) -> Expr| rows.into_iter().map(|row| row.into_iter().map(f).collect()).collect();
-    match expr {
-        Expr::Matrix(rows) => Some(rows.clone()),
-        Expr::Negative(inner) => Some(each(as_matrix(inner)?, &Expr::negative)),
-        Expr::Quotient(over, under) => Some(each(as_matrix(over)?, &|cell| Expr::Quotient(Box::new(cell), under.clone()))),
-        Expr::Product(parts) => {
-            let at = parts.iter().position(|part| as_matrix(part).is_some())?;
-            let mut scalars = parts.clone();
-            let rows = as_matrix(&scalars.remove(at))?;
-            scalars.iter().all(Expr::is_scalar).then(|| {
-                each(rows, &|cell| {
-                    let mut factors = scalars.clone();
-                    factors.push(cell);
-                    Expr::Product(factors)
-                })
-            })
-        }
-        _ => None,
-    }
-}
-
 fn infinity(expr: &Expr) -> Option<bool> {
     match expr {
         Expr::Infinity => Some(true),
@@ -155,10 +74,16 @@ fn rounds(decimal: &Expr, value: &Expr) -> bool {
 }
 
 impl Comparison {
+    /// Takes nodes from the budget. None if there are not enough left.
+    fn charge(&self, nodes: usize) -> Option<()> {
+        self.left.set(self.left.get().checked_sub(nodes)?);
+        Some(())
+    }
+
     fn same(&self, a: &Expr, b: &Expr) -> bool {
-        let cost = size(a) + size(b);
-        let Some(left) = self.left.get().checked_sub(cost) else { return false };
-        self.left.set(left);
+        if self.charge(size(a) + size(b)).is_none() {
+            return false;
+        }
         if a == b {
             return true;
         }
@@ -178,8 +103,9 @@ impl Comparison {
             (Expr::Set(x), Expr::Set(y)) => self.subset(x, y) && self.subset(y, x),
             (Expr::List(x) | Expr::Set(x), Expr::List(y) | Expr::Set(y)) => self.in_any_order(x, y) || self.as_sets(a, b),
             (Expr::Join(s, x), Expr::Join(t, y)) => {
-                s == t && if *s == '∖' { self.in_order(x, y) } else { self.in_any_order(x, y) }
+                s == t && if *s == '∖' { self.in_order(x, y) } else { self.in_any_order(x, y) } || self.as_sets(a, b)
             }
+            (Expr::Ratio(x), Expr::Ratio(y)) => self.in_order(x, y) || self.same_ratio(x, y),
             (Expr::Builder(x, p), Expr::Builder(y, q)) => self.same(x, y) && self.in_any_order(p, q) || self.as_sets(a, b),
             (Expr::Relation(x, s), Expr::Relation(y, t)) => self.same_relation(x, s, y, t) || self.as_sets(a, b),
             _ => {
@@ -192,12 +118,55 @@ impl Comparison {
                 {
                     return self.same(only, other);
                 }
-                if let (Some(x), Some(y)) = (as_matrix(a), as_matrix(b)) {
+                if let (Some(x), Some(y)) = (self.as_matrix(a), self.as_matrix(b)) {
                     return x.len() == y.len() && x.iter().zip(&y).all(|(x, y)| self.in_order(x, y));
                 }
                 if a.is_scalar() && b.is_scalar() { self.same_scalar(a, b) } else { self.as_sets(a, b) }
             }
         }
+    }
+
+    /// The rows of a matrix, with what it is multiplied by multiplied in.
+    fn as_matrix(&self, expr: &Expr) -> Option<Vec<Vec<Expr>>> {
+        let each = |rows: Vec<Vec<Expr>>, f: &dyn Fn(Expr) -> Expr| {
+            rows.into_iter().map(|row| row.into_iter().map(f).collect()).collect()
+        };
+        match expr {
+            Expr::Matrix(rows) => Some(rows.clone()),
+            Expr::Negative(inner) => Some(each(self.as_matrix(inner)?, &Expr::negative)),
+            Expr::Quotient(over, under) => {
+                let rows = self.as_matrix(over)?;
+                self.charge(rows.len() * rows[0].len() * size(under))?;
+                Some(each(rows, &|cell| Expr::Quotient(Box::new(cell), under.clone())))
+            }
+            Expr::Product(parts) => {
+                let (at, rows) = parts.iter().enumerate().find_map(|(at, part)| Some((at, self.as_matrix(part)?)))?;
+                let scalars: Vec<Expr> = [&parts[..at], &parts[at + 1..]].concat();
+                self.charge(rows.len() * rows[0].len() * scalars.iter().map(size).sum::<usize>())?;
+                scalars.iter().all(Expr::is_scalar).then(|| {
+                    each(rows, &|cell| {
+                        let mut factors = scalars.clone();
+                        factors.push(cell);
+                        Expr::Product(factors)
+                    })
+                })
+            }
+            _ => None,
+        }
+    }
+
+    /// Whether x₀ : x₁ : … and y₀ : y₁ : … are the same but for one factor, by products with a part that is not zero.
+    fn same_ratio(&self, x: &[Expr], y: &[Expr]) -> bool {
+        let zero = |part: &Expr| part.exact().is_some_and(|value| value.is_zero());
+        let Some(at) = x.iter().position(|part| !zero(part)) else { return false };
+        let product = |a: &Expr, b: &Expr| Expr::Product(vec![a.clone(), b.clone()]);
+        x.len() == y.len()
+            && !zero(&y[at])
+            && x.iter().chain(y).all(Expr::is_scalar)
+            && x.iter().zip(y).all(|(a, b)| {
+                let (left, right) = (product(a, &y[at]), product(b, &x[at]));
+                self.charge(size(&left) + size(&right)).is_some() && self.same_value(&left, &right)
+            })
     }
 
     fn in_order(&self, x: &[Expr], y: &[Expr]) -> bool {

@@ -9,13 +9,14 @@ mod identity;
 mod lexer;
 mod names;
 mod parser;
+mod sets;
 mod units;
 
 pub use equal::Options;
 
 use super::extract::boxed_answer;
 use expr::Expr;
-use lexer::{Token, lex};
+use lexer::{Style, Token, lex};
 use std::borrow::Cow;
 use units::Unit;
 
@@ -24,7 +25,7 @@ use units::Unit;
 pub struct Answer {
     text: String,
     choice: Option<Choice>,
-    /// With commas between digits read as thousands separators, then as commas. One, if that is the same.
+    /// With commas and spaces between digits read as thousands separators, then not. One, if that is the same.
     readings: Vec<Reading>,
 }
 
@@ -98,10 +99,28 @@ fn choice(text: &str) -> Option<Choice> {
     // f: x → 2x and (a)(b) are no options.
     if !letter.is_ascii_uppercase() && !content.is_empty()
         || bracket && content.starts_with(['(', '^', '+', '-', '*', '/', '='])
+        || names_another(content)
     {
         return None;
     }
     Some(Choice { letter, content: (!content.is_empty()).then(|| content.to_string()) })
+}
+
+/// Whether a text after an option's label goes on to another option: "(A) or (B)", "A. 5 or B. 6". Such an answer chooses
+/// neither.
+fn names_another(content: &str) -> bool {
+    let content =
+        ["\\text", "\\mathrm", "\\mathbf"].iter().fold(content.to_string(), |text, command| text.replace(command, " "));
+    let content = content.trim_matches(|c: char| c.is_whitespace() || "{}~$\\".contains(c));
+    let bare = |text: &str| matches!(text.as_bytes(), [b'A'..=b'J']);
+    let label = |word: &str| {
+        let inner = word.strip_prefix(['(', '（']).unwrap_or(word);
+        inner.char_indices().nth(1).is_some_and(|(at, c)| bare(&inner[..at]) && ".．)）:：、".contains(c))
+    };
+    let mut words = content.split(|c: char| c.is_whitespace() || ",，、;；/&{}~$".contains(c)).filter(|word| !word.is_empty());
+    let separated = content.starts_with([',', '，', '、', ';', '；', '/', '&', '或', '和', '与', '及', '且'])
+        || words.clone().next().is_some_and(|word| matches!(word, "or" | "and" | "nor"));
+    separated || bare(content) || words.any(label)
 }
 
 /// (1)(3)(4) is a list of statements, no product.
@@ -123,7 +142,7 @@ fn bare(tokens: &[Token]) -> Vec<&Token> {
     let mut out: Vec<&Token> = Vec::new();
     for token in tokens {
         let single = *token == Token::Op('}') && out.len() >= 2 && *out[out.len() - 2] == Token::Op('{');
-        out.push(token);
+        out.push(if *token == Token::Op('∧') { &Token::Op(',') } else { token });
         if single {
             out.pop();
             let inner = out.pop();
@@ -134,21 +153,19 @@ fn bare(tokens: &[Token]) -> Vec<&Token> {
     out
 }
 
-/// The lower-case text of an answer that is only words.
+/// The lower-case text of an answer that is only words and letters.
 fn prose(tokens: &[Token]) -> Option<String> {
-    let mut words = false;
-    let mut text = String::new();
-    for token in tokens {
-        match token {
-            Token::Word(word) => {
-                words = true;
-                text += &word.to_lowercase().replace(' ', "");
-            }
-            Token::Letter(letter) => text += &letter.to_lowercase(),
-            _ => return None,
-        }
-    }
-    words.then_some(text)
+    let word = |token: &Token| match token {
+        Token::Word(word) | Token::Letter(word) => Some(word.to_lowercase().replace(' ', "")),
+        _ => None,
+    };
+    tokens.iter().map(word).collect()
+}
+
+/// Whether two answers are the same words, of which one may be spelled without \text.
+fn same_prose(a: &[Token], b: &[Token]) -> bool {
+    let worded = |tokens: &[Token]| tokens.iter().any(|token| matches!(token, Token::Word(_)));
+    (worded(a) || worded(b)) && prose(a).is_some_and(|text| prose(b) == Some(text))
 }
 
 impl Reading {
@@ -162,9 +179,7 @@ impl Reading {
             return !self.tokens.is_empty();
         }
         match (&self.expr, &other.expr) {
-            (Some(a), Some(b)) => {
-                equal::same(a, b, options) || prose(&self.tokens).is_some_and(|p| prose(&other.tokens) == Some(p))
-            }
+            (Some(a), Some(b)) => equal::same(a, b, options) || same_prose(&self.tokens, &other.tokens),
             _ => bare(&self.tokens) == bare(&other.tokens),
         }
     }
@@ -175,10 +190,10 @@ impl Answer {
     pub fn parse(text: &str) -> Answer {
         let text = if text.len() > 4 * lexer::MAX_TEXT { "" } else { trim(text) };
         let mut readings = Vec::new();
-        if let Some(first) = lex(text, true) {
+        if let Some(first) = lex(text, Style::Thousands) {
             readings.push(Reading::new(first.tokens));
-            if first.ambiguous_comma {
-                readings.extend(lex(text, false).map(|second| Reading::new(second.tokens)));
+            if first.ambiguous {
+                readings.extend(lex(text, Style::Apart).map(|second| Reading::new(second.tokens)));
             }
         }
         Answer { text: text.to_string(), choice: choice(text), readings }
@@ -267,7 +282,7 @@ impl Symbolic {
         if !text.is_ascii() || NOT_LATEX.iter().any(|part| text.contains(part)) || words.into_iter().any(plain) {
             return None;
         }
-        let mut tokens = lex(text, false)?.tokens;
+        let mut tokens = lex(text, Style::Sympy)?.tokens;
         while matches!(tokens.last(), Some(Token::Op('+' | '-' | '*' | '/' | '=' | '^' | '<' | '>'))) {
             tokens.pop();
         }

@@ -163,7 +163,10 @@ pub const ACCENTS: &[&str] =
     &["vec", "hat", "bar", "overline", "dot", "ddot", "tilde", "widehat", "widetilde", "overrightarrow", "mathbb", "underline"];
 
 /// Words that separate answers.
-pub const SEPARATORS: &[&str] = &["or", "and", "或", "和", "与", "及", "以及", "或者", "且"];
+pub const SEPARATORS: &[&str] = &["or", "或", "和", "与", "及", "以及", "或者"];
+
+/// Words that separate answers, and between inequalities ask for both.
+pub const CONJUNCTIONS: &[&str] = &["and", "且"];
 
 /// Words that are not a product of their letters though they are short.
 pub const UNIT_WORDS: &[&str] = &[

@@ -43,6 +43,8 @@ const TABLE: &[(&str, &[&str], i64, i64)] = &[
     ("euro", &["€", "euro"], 1, 1),
     ("£", &["£"], 1, 1),
     ("degree", &["degree", "deg", "°", "度"], 1, 1),
+    ("celsius", &["celsius"], 1, 1),
+    ("fahrenheit", &["fahrenheit"], 1, 1),
     ("radian", &["radian", "rad", "弧度"], 1, 1),
     ("percent", &["percent", "%", "pct"], 1, 1),
     ("V", &["V", "volt"], 1, 1),
@@ -78,6 +80,15 @@ impl Unit {
         Unit::base("degree")
     }
 
+    /// A temperature is no angle, and no multiple of one on the other scale.
+    pub fn celsius() -> Unit {
+        Unit::base("celsius")
+    }
+
+    pub fn fahrenheit() -> Unit {
+        Unit::base("fahrenheit")
+    }
+
     pub fn is_percent(&self) -> bool {
         self.same_kind(&Unit::percent())
     }
@@ -96,12 +107,14 @@ impl Unit {
         self.bases.keys().all(|name| TABLE.iter().any(|(base, ..)| base == name))
     }
 
-    /// This unit to a power. None out of range.
+    /// This unit to a power. None out of range, also where the powers of its bases are: square units may nest.
     pub fn power(&self, exponent: i32) -> Option<Unit> {
+        const MAX_POWER: u32 = 12;
         if !(1..=4).contains(&exponent.unsigned_abs()) {
             return None;
         }
-        let bases = self.bases.iter().map(|(name, power)| Some((name.clone(), power.checked_mul(exponent)?)));
+        let power = |power: i32| Some(power * exponent).filter(|power| power.unsigned_abs() <= MAX_POWER);
+        let bases = self.bases.iter().map(|(name, old)| Some((name.clone(), power(*old)?)));
         Some(Unit { bases: bases.collect::<Option<_>>()?, factor: self.factor.pow(exponent) })
     }
 
@@ -138,6 +151,12 @@ impl Unit {
                     (sign, next_power) = (1, 1);
                 }
             }
+        }
+        // Degrees Celsius are a unit of their own.
+        if let Some(unit) = &mut unit
+            && ["celsius", "fahrenheit"].iter().any(|scale| unit.bases.contains_key(*scale))
+        {
+            unit.bases.remove("degree");
         }
         unit.filter(|u| u.bases.len() <= 6)
     }
