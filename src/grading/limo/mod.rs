@@ -42,13 +42,25 @@ pub fn extract(response: &str) -> Option<String> {
     Some(text.strip_suffix('/').unwrap_or(text).to_string())
 }
 
-/// Whether LIMO's rules take `prediction` for `gold`. Texts that are too long are equal to nothing.
-pub fn is_equal(prediction: &str, gold: &str) -> bool {
-    if prediction.len().max(gold.len()) > MAX_TEXT {
-        return false;
+/// An answer in the form that is compared, read once for many comparisons. None if its text is too long.
+#[derive(Debug, Clone)]
+pub struct Answer(Option<String>);
+
+impl Answer {
+    pub fn parse(text: &str) -> Answer {
+        Answer((text.len() <= MAX_TEXT).then(|| strip(text)))
     }
-    let grader = Grader { symbolic_left: Cell::new(MAX_SYMBOLIC) };
-    grader.equal(&strip(prediction), &strip(gold), 0)
+
+    /// Whether LIMO's rules take this answer for `gold`. Texts that are too long are equal to nothing.
+    pub fn equals(&self, gold: &Answer) -> bool {
+        let grader = Grader { symbolic_left: Cell::new(MAX_SYMBOLIC) };
+        matches!((&self.0, &gold.0), (Some(own), Some(gold)) if grader.equal(own, gold, 0))
+    }
+}
+
+/// Whether LIMO's rules take `prediction` for `gold`.
+pub fn is_equal(prediction: &str, gold: &str) -> bool {
+    Answer::parse(prediction).equals(&Answer::parse(gold))
 }
 
 struct Grader {

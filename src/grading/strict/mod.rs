@@ -23,10 +23,11 @@ use units::Unit;
 /// An answer that is read once and compared many times.
 #[derive(Debug, Clone)]
 pub struct Answer {
-    text: String,
     choice: Option<Choice>,
     /// With commas and spaces between digits read as thousands separators, then not. One, if that is the same.
     readings: Vec<Reading>,
+    /// "5 m/s" in plain text: the number with its unit, whose letters alone would be variables.
+    with_unit: Option<Box<Answer>>,
 }
 
 #[derive(Debug, Clone)]
@@ -35,11 +36,11 @@ struct Reading {
     expr: Option<Expr>,
 }
 
-/// An option letter, perhaps with the text of the option: "C", "(C)", "C. 17".
-#[derive(Debug, Clone, PartialEq)]
+/// An option letter, perhaps with the text of the option, which is no option again: "C", "(C)", "C. 17".
+#[derive(Debug, Clone)]
 struct Choice {
     letter: char,
-    content: Option<String>,
+    content: Option<Box<Answer>>,
 }
 
 /// Removes what is around an answer and not of it: a box, emphasis, a final full stop.
@@ -103,7 +104,8 @@ fn choice(text: &str) -> Option<Choice> {
     {
         return None;
     }
-    Some(Choice { letter, content: (!content.is_empty()).then(|| content.to_string()) })
+    let answer = Some(content).filter(|content| !content.is_empty()).map(Answer::parse);
+    Some(Choice { letter, content: answer.filter(|answer| answer.choice.is_none()).map(Box::new) })
 }
 
 /// Whether a text after an option's label goes on to another option: "(A) or (B)", "A. 5 or B. 6". Such an answer chooses
@@ -196,7 +198,7 @@ impl Answer {
                 readings.extend(lex(text, Style::Apart).map(|second| Reading::new(second.tokens)));
             }
         }
-        Answer { text: text.to_string(), choice: choice(text), readings }
+        Answer { choice: choice(text), readings, with_unit: with_unit(text).map(Box::new) }
     }
 
     /// Whether this is the same answer as `gold`.
@@ -205,27 +207,20 @@ impl Answer {
             (Some(own), Some(gold)) if gold.letter.is_ascii_uppercase() => {
                 return own.letter.eq_ignore_ascii_case(&gold.letter);
             }
-            (Some(Choice { content: Some(content), .. }), None) => {
-                return Answer::parse_content(content).is_some_and(|answer| answer.equals(gold, options));
-            }
-            (None, Some(Choice { content: Some(content), .. })) => {
-                return Answer::parse_content(content).is_some_and(|gold| self.equals(&gold, options));
-            }
+            (Some(Choice { content: Some(content), .. }), None) => return content.equals(gold, options),
+            (None, Some(Choice { content: Some(content), .. })) => return self.equals(content, options),
             _ => {}
         }
         let pairs = self.readings.len().max(gold.readings.len());
-        let reading = |answer: &Answer, i: usize| answer.readings.get(i).or(answer.readings.last()).cloned();
-        let equal = (0..pairs).any(|i| match (reading(self, i), reading(gold, i)) {
-            (Some(a), Some(b)) => a.equals(&b, options),
+        let equal = (0..pairs).any(|i| match (self.reading(i), gold.reading(i)) {
+            (Some(a), Some(b)) => a.equals(b, options),
             _ => false,
         });
-        equal || self.value_before_unit().is_some_and(|value| gold.is_number() && value.equals(gold, options))
+        equal || self.with_unit.as_ref().is_some_and(|value| gold.is_number() && value.equals(gold, options))
     }
 
-    /// The text after an option letter, which is not an option again.
-    fn parse_content(content: &str) -> Option<Answer> {
-        let answer = Answer::parse(content);
-        answer.choice.is_none().then_some(answer)
+    fn reading(&self, i: usize) -> Option<&Reading> {
+        self.readings.get(i).or(self.readings.last())
     }
 
     fn is_number(&self) -> bool {
@@ -236,14 +231,12 @@ impl Answer {
             })
         })
     }
+}
 
-    /// "5 m/s" in plain text: the number with its unit, whose letters alone would be variables.
-    fn value_before_unit(&self) -> Option<Answer> {
-        let (number, unit) = self.text.split_once(' ')?;
-        Unit::parse_known(unit)?;
-        let worded = Answer::parse(&format!("{number}\\text{{ {unit}}}"));
-        (worded.is_number() && !Answer::parse(unit).readings.is_empty()).then_some(worded)
-    }
+fn with_unit(text: &str) -> Option<Answer> {
+    let (number, unit) = text.split_once(' ')?;
+    Unit::parse_known(unit)?;
+    Some(Answer::parse(&format!("{number}\\text{{ {unit}}}"))).filter(Answer::is_number)
 }
 
 /// Whether a relation between two rational numbers holds.
@@ -257,11 +250,6 @@ fn truth(sides: &[Expr], signs: &[char]) -> Option<bool> {
         '≥' => Some(a >= b),
         _ => None,
     }
-}
-
-/// Whether `prediction` is the same answer as `gold`.
-pub fn is_equal(prediction: &str, gold: &str, options: Options) -> bool {
-    Answer::parse(prediction).equals(&Answer::parse(gold), options)
 }
 
 /// A single expression or equation: what LIMO's rules hand to a computer algebra system.
