@@ -39,6 +39,9 @@ impl Answer {
     }
 }
 
+/// Parts of a list or object that are looked for one by one.
+const MAX_PARTS: usize = 100;
+
 /// A gold answer, read once for many gradings.
 #[derive(Debug, Clone)]
 pub struct Gold {
@@ -138,12 +141,19 @@ fn without_name<'a>(part: &'a str, name: &str) -> &'a str {
 }
 
 impl Gold {
-    /// Reads the gold answer of a row. None for null, and for an empty list or object.
+    /// Reads the gold answer of a row. None for null, an empty list or object, and text without anything in it.
+    ///
+    /// What has more parts than answers are searched for is read as one text.
     pub fn new(value: &Value, mode: Mode) -> Option<Gold> {
         let one = |text: String| Gold { mode, parts: Parts::One(Box::new(Answer::parse(&text, mode))), text };
+        let joined =
+            |items: &mut dyn Iterator<Item = &Value>| items.map(|item| python_text(item, false)).collect::<Vec<_>>().join(", ");
         match (value, mode) {
             (Value::Null, _) => None,
+            (Value::String(text), _) if strict::trim(text).trim_matches(['$', ' ']).is_empty() => None,
             (_, Mode::Limo) => Some(one(python_text(value, false))),
+            (Value::Array(items), _) if items.len() > MAX_PARTS => Some(one(joined(&mut items.iter()))),
+            (Value::Object(fields), _) if fields.len() > MAX_PARTS => Some(one(joined(&mut fields.values()))),
             (Value::Array(items), _) => {
                 let mut parts: Vec<Gold> = items.iter().map(|item| Gold::new(item, mode)).collect::<Option<_>>()?;
                 if parts.len() < 2 {
@@ -180,7 +190,6 @@ impl Gold {
 
     /// Whether an answer is this one.
     pub fn accepts(&self, answer: &str) -> bool {
-        const MAX_PARTS: usize = 100;
         match &self.parts {
             Parts::One(gold) => Answer::parse(answer, self.mode).equals(gold),
             Parts::Any(golds, whole) => {

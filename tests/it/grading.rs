@@ -302,7 +302,12 @@ fn grade_huge_and_nested_inputs() {
             let start = Instant::now();
             for mode in [STRICT, Mode::Limo] {
                 let equal = same_answer(&text.clone(), &other, mode);
-                assert!(!equal || text.len() <= 8192, "{} bytes are equal to {} bytes", text.len(), other.len());
+                assert!(
+                    !equal || text.len() <= 8192 || text.trim() == other.trim(),
+                    "{} bytes are equal to {} bytes",
+                    text.len(),
+                    other.len()
+                );
             }
             let head: String = text.chars().take(40).collect();
             assert!(start.elapsed() < Duration::from_secs(2), "{head}… of {} bytes took {:?}", text.len(), start.elapsed());

@@ -1,6 +1,6 @@
 //! When two parsed answers are the same answer.
 
-use super::expr::{Expr, Rational, to_f64};
+use super::expr::{Expr, Function, Rational, to_f64};
 use super::identity::{constant, identical, proportional};
 use super::sets::{as_set, subject};
 use num_bigint::BigInt;
@@ -19,6 +19,9 @@ const BUDGET: usize = 60_000;
 
 /// A decimal with at least this many places equals what rounds to it.
 const ROUNDED_PLACES: usize = 4;
+
+/// It has at least three digits that are not leading zeros: 0.0001 says too little of what it was rounded from.
+const LEAST_DIGITS: i32 = 100;
 
 pub struct Comparison {
     options: Options,
@@ -39,17 +42,41 @@ fn is_head(expr: &Expr) -> bool {
     match expr {
         Expr::Symbol(_) => true,
         Expr::Product(parts) => parts.iter().all(|part| matches!(part, Expr::Symbol(_) | Expr::E | Expr::I)),
+        // The length |AB|; |x| = 5 does not say what x is.
+        Expr::Call(Function::Abs, parts) => matches!(parts.as_slice(), [Expr::Product(_)]) && is_head(&parts[0]),
         Expr::Tuple(_, _, parts) => parts.iter().all(is_head),
         _ => false,
     }
 }
 
-/// What x = … = c says that x is.
+/// What x = … = c or c = x says that x is, and the value of 10/2 = 5.
 fn definition(expr: &Expr) -> Option<&Expr> {
-    match expr {
-        Expr::Relation(operands, signs) if is_head(&operands[0]) && signs.iter().all(|s| *s == '=') => operands.last(),
+    let Expr::Relation(operands, signs) = expr else { return None };
+    let (first, last) = (operands.first()?, operands.last()?);
+    let true_numbers = || {
+        operands.iter().all(|operand| operand.is_scalar() && operand.is_constant())
+            && operands.windows(2).all(|pair| identical(&pair[0], &pair[1]))
+    };
+    match signs.iter().all(|sign| *sign == '=') {
+        true if is_head(first) => Some(last),
+        true if is_head(last) => Some(first),
+        true if true_numbers() => Some(last),
         _ => None,
     }
+}
+
+/// The letters of a list of definitions, without their subscripts, if there are several: in x = 1, y = 2 it matters which
+/// is which, in x_1 = 1, x_2 = 2 it does not.
+fn defines_several(items: &[Expr]) -> bool {
+    let letter = |item: &Expr| match item {
+        Expr::Relation(operands, _) if definition(item).is_some() => match &operands[0] {
+            Expr::Symbol(name) => name.chars().next(),
+            _ => None,
+        },
+        _ => None,
+    };
+    let letters: Option<Vec<char>> = items.iter().map(letter).collect();
+    letters.is_some_and(|letters| letters.iter().any(|other| *other != letters[0]))
 }
 
 fn infinity(expr: &Expr) -> Option<bool> {
@@ -63,7 +90,8 @@ fn infinity(expr: &Expr) -> Option<bool> {
 /// Whether `decimal` is a literal of enough places that `value` rounds to.
 fn rounds(decimal: &Expr, value: &Expr) -> bool {
     let Expr::Decimal { value: written, places, unit } = decimal else { return false };
-    if *places < ROUNDED_PLACES || written.is_zero() {
+    let digits = (written / unit).abs();
+    if *places < ROUNDED_PLACES || digits < Rational::from_integer(BigInt::from(LEAST_DIGITS)) {
         return false;
     }
     if let Some(exact) = value.exact() {
@@ -101,6 +129,7 @@ impl Comparison {
                 round(*o) == round(*p) && round(*c) == round(*d) && self.in_order(x, y)
             }
             (Expr::Set(x), Expr::Set(y)) => self.subset(x, y) && self.subset(y, x),
+            (Expr::List(x), Expr::List(y)) if defines_several(x) != defines_several(y) => self.in_order(x, y),
             (Expr::List(x) | Expr::Set(x), Expr::List(y) | Expr::Set(y)) => self.in_any_order(x, y) || self.as_sets(a, b),
             (Expr::Join(s, x), Expr::Join(t, y)) => {
                 s == t && if *s == '∖' { self.in_order(x, y) } else { self.in_any_order(x, y) } || self.as_sets(a, b)

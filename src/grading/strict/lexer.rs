@@ -1,7 +1,7 @@
 //! From the text of an answer, LaTeX or plain, to tokens in one spelling.
 
 use super::names::{
-    ACCENTS, ALIASES, CONJUNCTIONS, FUNCTIONS, GREEK, IGNORED, PLAIN_WORDS, SEPARATORS, SYMBOLS, TEXT, UNIT_WORDS,
+    ACCENTS, ALIASES, CONJUNCTIONS, FUNCTIONS, GREEK, IGNORED, MULTIPLIERS, PLAIN_WORDS, SEPARATORS, SYMBOLS, TEXT, UNIT_WORDS,
 };
 
 /// The longest answer that is looked at, in bytes.
@@ -189,6 +189,12 @@ impl Lexer<'_> {
                 self.tokens.push(Token::Number { digits: digit.into(), exponent: 0 });
                 self.op(')', 1);
             }
+            '₀'..='₉' => {
+                let digits = self.take_while(|c| ('₀'..='₉').contains(&c));
+                let digits = digits.chars().filter_map(|c| char::from_digit(c as u32 - '₀' as u32, 10)).collect();
+                let number = Token::Number { digits, exponent: 0 };
+                self.tokens.extend([Token::Op('_'), Token::Op('{'), number, Token::Op('}')]);
+            }
             '€' | '£' | '¥' => {
                 self.tokens.push(Token::Word(c.into()));
                 self.at += 1;
@@ -222,7 +228,35 @@ impl Lexer<'_> {
         Some(())
     }
 
+    /// A word of plain text: a separator, arithmetic in words, or what it says.
     fn word(&mut self, word: String) {
+        let operand = matches!(self.tokens.last(), Some(Token::Number { .. } | Token::Op('}' | ')')));
+        let words = self.style != Style::Sympy;
+        if operand && words {
+            if let Some((name, digits, exponent)) = MULTIPLIERS.iter().find(|(name, ..)| word.starts_with(name)) {
+                let rest = word[name.len()..].trim_start_matches('s');
+                if rest.is_empty() || !rest.starts_with(|c: char| c.is_ascii_alphabetic()) {
+                    self.tokens.extend([Token::Op('*'), Token::Number { digits: digits.to_string(), exponent: *exponent }]);
+                    let rest = rest.trim();
+                    if !rest.is_empty() {
+                        self.tokens.push(Token::Word(rest.into()));
+                    }
+                    return;
+                }
+            }
+            match word.as_str() {
+                "factorial" => return self.tokens.push(Token::Op('!')),
+                "pi" => return self.tokens.push(Token::Letter("π".into())),
+                _ => {}
+            }
+        }
+        if words
+            && matches!(word.as_str(), "squared" | "cubed")
+            && (operand || matches!(self.tokens.last(), Some(Token::Word(_))))
+        {
+            let digits = if word == "squared" { "2" } else { "3" };
+            return self.tokens.extend([Token::Op('^'), Token::Number { digits: digits.into(), exponent: 0 }]);
+        }
         self.tokens.push(match word.as_str() {
             separator if SEPARATORS.contains(&separator) => Token::Op(','),
             conjunction if CONJUNCTIONS.contains(&conjunction) => Token::Op('∧'),
@@ -263,7 +297,7 @@ impl Lexer<'_> {
             let ordered = run.bytes().all(|b| b.is_ascii_uppercase()) || run.len() == self.text.len() && is_short_word(&run);
             match run.len() {
                 3 if ordered && self.style != Style::Sympy => self.tokens.push(Token::Letter(run)),
-                4.. => self.tokens.push(Token::Word(run)),
+                4.. => self.word(run),
                 2.. if PLAIN_WORDS.contains(&run.to_lowercase().as_str()) => self.tokens.push(Token::Word(run)),
                 2.. if UNIT_WORDS.contains(&run.as_str()) => self.tokens.push(Token::Word(run)),
                 _ => self.tokens.extend(run.chars().map(|c| Token::Letter(c.into()))),
@@ -355,6 +389,8 @@ impl Lexer<'_> {
                 Some(Token::Repeating(_)) if repeats => return None,
                 _ => self.tokens.push(Token::Letter(format!("{name} {content}"))),
             }
+        } else if matches!(name, "color" | "textcolor") {
+            self.braced()?;
         } else if matches!(name, "angle" | "triangle") && self.style != Style::Sympy {
             self.figure(if name == "angle" { '∠' } else { '△' });
         } else if name == "begin" || name == "end" {

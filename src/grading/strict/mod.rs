@@ -23,7 +23,10 @@ use units::Unit;
 /// An answer that is read once and compared many times.
 #[derive(Debug, Clone)]
 pub struct Answer {
+    text: String,
     choice: Option<Choice>,
+    /// Letters of several options, sorted, and whether separators stand between them.
+    options: Option<(String, bool)>,
     /// With commas and spaces between digits read as thousands separators, then not. One, if that is the same.
     readings: Vec<Reading>,
     /// "5 m/s" in plain text: the number with its unit, whose letters alone would be variables.
@@ -125,6 +128,17 @@ fn names_another(content: &str) -> bool {
     separated || bare(content) || words.any(label)
 }
 
+/// The letters of "ABD" or "A, B and D".
+fn several(text: &str) -> Option<(String, bool)> {
+    let plain = ["\\text", "and", "和"].iter().fold(text.to_string(), |text, word| text.replace(word, " "));
+    let mut letters: Vec<char> = plain.chars().filter(char::is_ascii_uppercase).collect();
+    let known = plain.chars().all(|c| matches!(c, 'A'..='J') || c.is_whitespace() || ",，、;；{}$".contains(c));
+    letters.sort_unstable();
+    letters.dedup();
+    let apart = plain.trim().contains(|c: char| c.is_whitespace() || ",，、;；".contains(c));
+    (known && letters.len() >= 2).then(|| (letters.into_iter().collect(), apart))
+}
+
 /// (1)(3)(4) is a list of statements, no product.
 fn labels(tokens: &[Token]) -> Option<Expr> {
     let number = |group: &[Token]| match group {
@@ -171,7 +185,10 @@ fn same_prose(a: &[Token], b: &[Token]) -> bool {
 }
 
 impl Reading {
-    fn new(tokens: Vec<Token>) -> Reading {
+    fn new(mut tokens: Vec<Token>) -> Reading {
+        while tokens.last() == Some(&Token::Op('↵')) {
+            tokens.pop();
+        }
         let expr = labels(&tokens).or_else(|| parser::parse(&tokens));
         Reading { tokens, expr }
     }
@@ -188,21 +205,34 @@ impl Reading {
 }
 
 impl Answer {
-    /// Reads an answer. Too long a text gives one that equals nothing.
+    /// Reads an answer. What is too long to be read equals the same text alone.
     pub fn parse(text: &str) -> Answer {
-        let text = if text.len() > 4 * lexer::MAX_TEXT { "" } else { trim(text) };
+        let text = trim(text);
         let mut readings = Vec::new();
+        if text.len() > lexer::MAX_TEXT {
+            return Answer { text: text.to_string(), choice: None, options: None, readings, with_unit: None };
+        }
         if let Some(first) = lex(text, Style::Thousands) {
             readings.push(Reading::new(first.tokens));
             if first.ambiguous {
                 readings.extend(lex(text, Style::Apart).map(|second| Reading::new(second.tokens)));
             }
         }
-        Answer { choice: choice(text), readings, with_unit: with_unit(text).map(Box::new) }
+        let with_unit = with_unit(text).map(Box::new);
+        Answer { text: text.to_string(), choice: choice(text), options: several(text), readings, with_unit }
     }
 
     /// Whether this is the same answer as `gold`.
     pub fn equals(&self, gold: &Answer, options: Options) -> bool {
+        if self.text == gold.text && !self.text.is_empty() {
+            return true;
+        }
+        // A run of letters may be no choice at all, so two runs are compared as such.
+        if let (Some((own, apart)), Some((gold, gold_apart))) = (&self.options, &gold.options)
+            && (*apart || *gold_apart)
+        {
+            return own == gold;
+        }
         match (&self.choice, &gold.choice) {
             (Some(own), Some(gold)) if gold.letter.is_ascii_uppercase() => {
                 return own.letter.eq_ignore_ascii_case(&gold.letter);
@@ -253,6 +283,7 @@ fn truth(sides: &[Expr], signs: &[char]) -> Option<bool> {
 }
 
 /// A single expression or equation: what LIMO's rules hand to a computer algebra system.
+#[derive(Debug, Clone)]
 pub struct Symbolic(Expr);
 
 impl Symbolic {
@@ -274,11 +305,11 @@ impl Symbolic {
         while matches!(tokens.last(), Some(Token::Op('+' | '-' | '*' | '/' | '=' | '^' | '<' | '>'))) {
             tokens.pop();
         }
-        let decimal = |token: &Token| match token {
+        let known = |token: &Token| match token {
             Token::Number { exponent, .. } => *exponent == 0,
-            token => !matches!(token, Token::Repeating(_)),
+            token => !matches!(token, Token::Repeating(_) | Token::Op('±' | '∓' | ';')),
         };
-        let expr = if tokens.iter().all(decimal) { parser::parse_as_sympy(&tokens)? } else { return None };
+        let expr = if tokens.iter().all(known) { parser::parse_as_sympy(&tokens)? } else { return None };
         let relation =
             matches!(&expr, Expr::Relation(operands, _) if operands.len() == 2 && operands.iter().all(Expr::is_scalar));
         (relation || expr.is_scalar()).then_some(Symbolic(expr))
@@ -298,7 +329,10 @@ impl Symbolic {
                 identity::identical(&a, &b) || identity::identical(&a.negative(), &b)
             }
             (Expr::Relation(..), _) | (_, Expr::Relation(..)) => false,
-            (a, b) => a == b || identity::identical(a, b),
+            (a, b) => match (a.exact(), b.exact()) {
+                (Some(x), Some(y)) if x == y => true,
+                _ => a == b || identity::identical(a, b),
+            },
         }
     }
 

@@ -69,7 +69,15 @@ fn hoist(expr: Expr) -> Expr {
             }
             last => {
                 parts.extend(last);
-                Expr::Product(parts)
+                match parts.first() {
+                    // \$5 million
+                    Some(Expr::Quantity(_, unit)) if !unit.is_percent() && !unit.is_degree() => {
+                        let Expr::Quantity(value, unit) = parts.remove(0) else { return Expr::Product(parts) };
+                        parts.insert(0, *value);
+                        quantity(Expr::Product(parts), unit)
+                    }
+                    _ => Expr::Product(parts),
+                }
             }
         },
         Expr::Quotient(over, under) => match *under {

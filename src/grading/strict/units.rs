@@ -67,6 +67,38 @@ const REWRITES: &[(&str, &str)] = &[
     ("children", "child"),
 ];
 
+/// Words after a number that make it another answer.
+const NO_UNITS: &[&str] = &[
+    "or",
+    "and",
+    "not",
+    "no",
+    "more",
+    "less",
+    "fewer",
+    "at",
+    "most",
+    "least",
+    "above",
+    "below",
+    "over",
+    "under",
+    "than",
+    "greater",
+    "smaller",
+    "higher",
+    "lower",
+    "plus",
+    "minus",
+    "squared",
+    "cubed",
+    "factorial",
+    "pi",
+];
+
+/// The same in Chinese, where they stand within a word.
+const NO_UNIT_PARTS: &[&str] = &["以上", "以下", "以内", "以外", "不到", "超过", "至少", "至多"];
+
 impl Unit {
     fn base(name: &str) -> Unit {
         Unit { bases: BTreeMap::from([(name.to_string(), 1)]), factor: Rational::one() }
@@ -179,6 +211,9 @@ impl Unit {
             return None;
         }
         let lower = word.to_lowercase();
+        if NO_UNITS.contains(&lower.as_str()) || NO_UNIT_PARTS.iter().any(|part| word.contains(part)) {
+            return None;
+        }
         // Short names keep their case: mg is not MG.
         let spelling = if word.chars().count() <= 2 { word } else { &lower };
         let singular = match spelling.strip_suffix('s') {
