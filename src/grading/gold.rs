@@ -281,6 +281,35 @@ mod tests {
     }
 
     #[test]
+    fn nothing_is_no_gold_answer() {
+        for text in ["", "  ", "$", "$ $", "\\boxed{}", "."] {
+            for mode in [Mode::Limo, Mode::Strict(Options::default())] {
+                assert!(Gold::new(&json!(text), mode).is_none(), "{text:?}, {mode:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn long_answers_equal_their_own_text() {
+        let digits = "7".repeat(1000);
+        for text in [format!("0.{digits}"), digits.repeat(2), "a".repeat(10_000), "x+".repeat(20_000) + "1"] {
+            for mode in [Mode::Limo, Mode::Strict(Options::default())] {
+                assert!(same_answer(&text, &text, mode), "{mode:?}: {} bytes", text.len());
+            }
+            assert!(!same_answer(&text, &format!("{text}1"), Mode::Strict(Options::default())), "{} bytes", text.len());
+        }
+        let list = json!((0..1_000_000).collect::<Vec<i32>>());
+        let start = std::time::Instant::now();
+        let gold = Gold::new(&list, Mode::Strict(Options::default())).unwrap();
+        assert!(gold.accepts(gold.text()) && !gold.accepts("5"));
+        assert!(start.elapsed().as_secs() < 5, "{:?}", start.elapsed());
+        assert!(strict(
+            json!((0..150).collect::<Vec<i32>>()),
+            &(0..150).rev().map(|i| i.to_string()).collect::<Vec<_>>().join(", ")
+        ));
+    }
+
+    #[test]
     fn limo_sees_what_python_prints() {
         assert_eq!(python_text(&json!([1, "a\\b", 2.0]), false), "[1, 'a\\\\b', 2.0]");
         assert_eq!(python_text(&json!({"k": "it's"}), false), "{'k': \"it's\"}");

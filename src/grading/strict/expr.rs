@@ -131,29 +131,36 @@ impl Expr {
 
     /// The exact value of rational arithmetic. None if it is not rational, undefined or too large.
     pub fn exact(&self) -> Option<Rational> {
+        self.exact_at(&|_| None)
+    }
+
+    /// The exact value where the variables have the values that `value_of` gives.
+    pub fn exact_at(&self, value_of: &dyn Fn(&str) -> Option<Rational>) -> Option<Rational> {
+        let exact = |expr: &Expr| expr.exact_at(value_of);
         let value = match self {
             Expr::Number(value) | Expr::Decimal { value, .. } => return Some(value.clone()),
-            Expr::Negative(a) => -a.exact()?,
+            Expr::Symbol(name) => return value_of(name),
+            Expr::Negative(a) => -exact(a)?,
             Expr::Sum(parts) => {
                 let mut total = Rational::zero();
                 for part in parts {
-                    total = bounded(total + part.exact()?)?;
+                    total = bounded(total + exact(part)?)?;
                 }
                 total
             }
             Expr::Product(parts) => {
                 let mut total = Rational::one();
                 for part in parts {
-                    total = bounded(total * part.exact()?)?;
+                    total = bounded(total * exact(part)?)?;
                 }
                 total
             }
             Expr::Quotient(a, b) => {
-                let (a, b) = (a.exact()?, b.exact()?);
+                let (a, b) = (exact(a)?, exact(b)?);
                 (!b.is_zero()).then(|| a / b)?
             }
-            Expr::Power(a, b) => power(&a.exact()?, &b.exact()?)?,
-            Expr::Call(function, parts) => call(*function, parts)?,
+            Expr::Power(a, b) => power(&exact(a)?, &exact(b)?)?,
+            Expr::Call(function, parts) => call(*function, parts, &exact)?,
             _ => return None,
         };
         bounded(value)
@@ -193,9 +200,9 @@ fn product(count: u64, step: impl Fn(BigInt, u64) -> BigInt) -> Option<Rational>
     Some(Rational::from_integer(product))
 }
 
-fn call(function: Function, parts: &[Expr]) -> Option<Rational> {
+fn call(function: Function, parts: &[Expr], exact: &dyn Fn(&Expr) -> Option<Rational>) -> Option<Rational> {
     let whole = |value: &Rational| value.is_integer().then(|| value.to_integer());
-    let first = parts.first()?.exact()?;
+    let first = exact(parts.first()?)?;
     match function {
         Function::Abs => Some(first.abs()),
         Function::Floor => Some(first.floor()),
@@ -205,7 +212,7 @@ fn call(function: Function, parts: &[Expr]) -> Option<Rational> {
             product(n, |product, i| product * (i + 1))
         }
         Function::Binomial => {
-            let (n, k) = (whole(&first)?, whole(&parts.get(1)?.exact()?)?);
+            let (n, k) = (whole(&first)?, whole(&exact(parts.get(1)?)?)?);
             if n.is_negative() || k.is_negative() {
                 return None;
             }
@@ -215,7 +222,7 @@ fn call(function: Function, parts: &[Expr]) -> Option<Rational> {
             product(k.clone().min(&n - k).to_u64()?, |product, i| product * (&n - i) / (i + 1))
         }
         Function::Root => {
-            let degree = whole(&parts.get(1)?.exact()?)?.to_u32().filter(|d| (2..=20).contains(d))?;
+            let degree = whole(&exact(parts.get(1)?)?)?.to_u32().filter(|d| (2..=20).contains(d))?;
             if bits(&first) > 512 || first.is_negative() {
                 return None;
             }
@@ -225,7 +232,7 @@ fn call(function: Function, parts: &[Expr]) -> Option<Rational> {
         Function::Max | Function::Min => {
             let mut best = first;
             for part in &parts[1..] {
-                let next = part.exact()?;
+                let next = exact(part)?;
                 best = if function == Function::Max { best.max(next) } else { best.min(next) };
             }
             Some(best)

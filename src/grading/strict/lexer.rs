@@ -29,7 +29,7 @@ pub enum Token {
     /// \begin{…} and \end{…}.
     Begin(String),
     End(String),
-    /// An operator, bracket or separator. ⦃ and ⦄ are \{ and \}; ∣ is \mid; ↵ is \\; ∧ is "and".
+    /// An operator, bracket or separator. ⦃ and ⦄ are \{ and \}; ∣ is \mid; ↵ is \\; ∧ is "and", ¬ is "not".
     Op(char),
 }
 
@@ -259,6 +259,7 @@ impl Lexer<'_> {
         }
         self.tokens.push(match word.as_str() {
             separator if SEPARATORS.contains(&separator) => Token::Op(','),
+            "not" => Token::Op('¬'),
             conjunction if CONJUNCTIONS.contains(&conjunction) => Token::Op('∧'),
             _ => Token::Word(word),
         });
@@ -293,6 +294,8 @@ impl Lexer<'_> {
             self.at += 1;
         } else if [SEPARATORS, CONJUNCTIONS].iter().any(|words| words.contains(&run.as_str())) {
             self.word(run);
+        } else if run == "not" {
+            self.op('¬', 0);
         } else if !self.named(&run) {
             let ordered = run.bytes().all(|b| b.is_ascii_uppercase()) || run.len() == self.text.len() && is_short_word(&run);
             match run.len() {

@@ -134,9 +134,9 @@ fn several(text: &str) -> Option<(String, bool)> {
     let mut letters: Vec<char> = plain.chars().filter(char::is_ascii_uppercase).collect();
     let known = plain.chars().all(|c| matches!(c, 'A'..='J') || c.is_whitespace() || ",，、;；{}$".contains(c));
     letters.sort_unstable();
-    letters.dedup();
+    let distinct = letters.windows(2).all(|pair| pair[0] != pair[1]);
     let apart = plain.trim().contains(|c: char| c.is_whitespace() || ",，、;；".contains(c));
-    (known && letters.len() >= 2).then(|| (letters.into_iter().collect(), apart))
+    (known && distinct && letters.len() >= 2).then(|| (letters.into_iter().collect(), apart))
 }
 
 /// (1)(3)(4) is a list of statements, no product.
