@@ -1,7 +1,7 @@
 //! Gold answers as benchmark files hold them: text, numbers, lists, objects.
 
 use super::extract::{Extraction, extract};
-use super::strict::{Answer, Options};
+use super::strict::Options;
 use super::{limo, strict};
 use serde_json::Value;
 
@@ -14,6 +14,34 @@ pub enum Mode {
     Strict(Options),
 }
 
+/// An answer as a mode reads it, once for many comparisons.
+#[derive(Debug, Clone)]
+pub enum Answer {
+    Limo(limo::Answer),
+    Strict(strict::Answer, Options),
+}
+
+impl Answer {
+    pub fn parse(text: &str, mode: Mode) -> Answer {
+        match mode {
+            Mode::Limo => Answer::Limo(limo::Answer::parse(text)),
+            Mode::Strict(options) => Answer::Strict(strict::Answer::parse(text), options),
+        }
+    }
+
+    /// Whether this is the same answer as `gold`, which is read in the same mode.
+    pub fn equals(&self, gold: &Answer) -> bool {
+        match (self, gold) {
+            (Answer::Limo(own), Answer::Limo(gold)) => own.equals(gold),
+            (Answer::Strict(own, options), Answer::Strict(gold, _)) => own.equals(gold, *options),
+            _ => false,
+        }
+    }
+}
+
+/// Parts of a list or object that are looked for one by one.
+const MAX_PARTS: usize = 100;
+
 /// A gold answer, read once for many gradings.
 #[derive(Debug, Clone)]
 pub struct Gold {
@@ -24,10 +52,9 @@ pub struct Gold {
 
 #[derive(Debug, Clone)]
 enum Parts {
-    /// One answer; `strict` mode has it parsed.
-    One(Option<Box<Answer>>),
-    /// A list, in any order.
-    Any(Vec<Gold>),
+    One(Box<Answer>),
+    /// A list of several, in any order, and its text as one answer: commas in an element can hide where it ends.
+    Any(Vec<Gold>, Box<Answer>),
     /// Named parts, in the order of their names in the object.
     Named(Vec<(String, Gold)>),
 }
@@ -76,6 +103,35 @@ fn split_outside(text: &str, separators: &[char]) -> Vec<String> {
     parts
 }
 
+/// The text inside the pair of brackets that is around all of it.
+fn unwrapped(text: &str) -> Option<&str> {
+    const PAIRS: &[(&str, &str)] = &[
+        ("\\left\\{", "\\right\\}"),
+        ("\\left[", "\\right]"),
+        ("\\left(", "\\right)"),
+        ("\\{", "\\}"),
+        ("{", "}"),
+        ("[", "]"),
+        ("(", ")"),
+    ];
+    let inner = PAIRS.iter().find_map(|(open, close)| text.strip_prefix(open)?.strip_suffix(close))?;
+    let mut depth = 0i32;
+    let balanced = inner.chars().all(|c| {
+        depth += i32::from("([{".contains(c)) - i32::from(")]}".contains(c));
+        depth >= 0
+    });
+    (balanced && depth == 0).then_some(inner)
+}
+
+/// The elements of an answer that is a list, with or without brackets around it.
+fn elements(answer: &str) -> Vec<String> {
+    const WORDS: &[&str] = &[" or ", " and ", "\\text{ or }", "\\text{ and }", "\\text{or}", "\\text{and}", "和", "或"];
+    let answer = strict::trim(answer);
+    let inner = unwrapped(answer).unwrap_or(answer);
+    let inner = WORDS.iter().fold(inner.to_string(), |text, word| text.replace(word, ","));
+    split_outside(&inner, &[',', '，', '、', ';', '；', '\n'])
+}
+
 /// A part of an answer without the name that it may start with: "key: 5", "key = 5", "(key) 5".
 fn without_name<'a>(part: &'a str, name: &str) -> &'a str {
     let part = part.trim();
@@ -85,19 +141,27 @@ fn without_name<'a>(part: &'a str, name: &str) -> &'a str {
 }
 
 impl Gold {
-    /// Reads the gold answer of a row. None for null, and for an empty list or object.
+    /// Reads the gold answer of a row. None for null, an empty list or object, and text without anything in it.
+    ///
+    /// What has more parts than answers are searched for is read as one text.
     pub fn new(value: &Value, mode: Mode) -> Option<Gold> {
-        let one = |text: String| {
-            let answer = matches!(mode, Mode::Strict(_)).then(|| Box::new(Answer::parse(&text)));
-            Gold { mode, text, parts: Parts::One(answer) }
-        };
+        let one = |text: String| Gold { mode, parts: Parts::One(Box::new(Answer::parse(&text, mode))), text };
+        let joined =
+            |items: &mut dyn Iterator<Item = &Value>| items.map(|item| python_text(item, false)).collect::<Vec<_>>().join(", ");
         match (value, mode) {
             (Value::Null, _) => None,
+            (Value::String(text), _) if strict::trim(text).trim_matches(['$', ' ']).is_empty() => None,
             (_, Mode::Limo) => Some(one(python_text(value, false))),
+            (Value::Array(items), _) if items.len() > MAX_PARTS => Some(one(joined(&mut items.iter()))),
+            (Value::Object(fields), _) if fields.len() > MAX_PARTS => Some(one(joined(&mut fields.values()))),
             (Value::Array(items), _) => {
-                let parts: Vec<Gold> = items.iter().map(|item| Gold::new(item, mode)).collect::<Option<_>>()?;
+                let mut parts: Vec<Gold> = items.iter().map(|item| Gold::new(item, mode)).collect::<Option<_>>()?;
+                if parts.len() < 2 {
+                    return parts.pop();
+                }
                 let text = parts.iter().map(|part| part.text.as_str()).collect::<Vec<_>>().join(", ");
-                (!parts.is_empty()).then_some(Gold { mode, text, parts: Parts::Any(parts) })
+                let whole = Box::new(Answer::parse(&text, mode));
+                Some(Gold { mode, text, parts: Parts::Any(parts, whole) })
             }
             (Value::Object(fields), _) => {
                 let field = |(key, value): (&String, &Value)| Some((key.clone(), Gold::new(value, mode)?));
@@ -126,30 +190,28 @@ impl Gold {
 
     /// Whether an answer is this one.
     pub fn accepts(&self, answer: &str) -> bool {
-        const MAX_PARTS: usize = 100;
-        match (&self.parts, self.mode) {
-            (Parts::One(Some(gold)), Mode::Strict(options)) => Answer::parse(answer).equals(gold, options),
-            (Parts::One(_), _) => limo::is_equal(answer, &self.text),
-            (Parts::Any(golds), _) => {
-                let inner = strict::trim(answer);
-                let inner = ["[", "{", "\\{", "("].iter().find_map(|open| inner.strip_prefix(open)).unwrap_or(inner);
-                let inner = inner.trim_end_matches([']', '}', ')', '\\', '.']);
-                let inner = inner.replace(" or ", ",").replace(" and ", ",").replace(['和', '或'], ",");
-                let mut parts = split_outside(&inner, &[',', '，', '、', ';', '；', '\n']);
-                parts.len() == golds.len()
+        match &self.parts {
+            Parts::One(gold) => Answer::parse(answer, self.mode).equals(gold),
+            Parts::Any(golds, whole) => {
+                let mut parts = elements(answer);
+                let same_elements = parts.len() == golds.len()
                     && parts.len() <= MAX_PARTS
                     && golds.iter().all(|gold| {
                         let found = parts.iter().position(|part| gold.accepts(part));
                         found.map(|at| parts.swap_remove(at)).is_some()
-                    })
+                    });
+                same_elements || Answer::parse(answer, self.mode).equals(whole)
             }
-            (Parts::Named(golds), _) => {
+            Parts::Named(golds) => {
                 let answer = strict::trim(answer);
                 [&[';', '；', '\n'][..], &[',', '，', '、']].iter().any(|separators| {
                     let parts = split_outside(answer, separators);
                     parts.len() == golds.len()
                         && parts.len() <= MAX_PARTS
-                        && golds.iter().zip(&parts).all(|((name, gold), part)| gold.accepts(without_name(part, name)))
+                        && golds.iter().zip(&parts).all(|((name, gold), part)| {
+                            // "1.5" may be the part itself, or 5 under the name 1.
+                            gold.accepts(part) || gold.accepts(without_name(part, name))
+                        })
                 })
             }
         }
@@ -158,10 +220,7 @@ impl Gold {
 
 /// Whether two answers are the same: for classes of answers, as in a majority vote.
 pub fn same_answer(a: &str, b: &str, mode: Mode) -> bool {
-    match mode {
-        Mode::Limo => limo::is_equal(a, b),
-        Mode::Strict(options) => strict::is_equal(a, b, options),
-    }
+    Answer::parse(a, mode).equals(&Answer::parse(b, mode))
 }
 
 #[cfg(test)]
@@ -189,6 +248,65 @@ mod tests {
         assert!(strict(json!({"integer": 42, "square_of": 84}), "integer: 42, square_of: 84"));
         assert!(Gold::new(&Value::Null, Mode::Limo).is_none());
         assert!(Gold::new(&json!([]), Mode::Strict(Options::default())).is_none());
+    }
+
+    #[test]
+    fn elements_of_lists_keep_their_brackets() {
+        for gold in [
+            json!(["\\frac{1}{2}", "\\frac{1}{3}"]),
+            json!(["\\sqrt{2}", "\\sqrt{3}"]),
+            json!(["f(2)", "f(3)"]),
+            json!(["(1,2)", "(3,4)"]),
+            json!(["[0,1)", "(2,3]"]),
+            json!(["1,234", "5"]),
+            json!(["\\sqrt{2}"]),
+            json!(["(1,2)"]),
+            json!(["[0,1)"]),
+            json!(["1,2"]),
+            json!({"1": "1.5", "2": "2"}),
+        ] {
+            let text = Gold::new(&gold, Mode::Strict(Options::default())).unwrap().text;
+            assert!(strict(gold.clone(), &text), "{gold}");
+            assert!(strict(gold.clone(), &format!("${text}$.")), "{gold}");
+            assert!(!strict(gold.clone(), &format!("{text}, 9")), "{gold}");
+            if gold.as_array().is_some_and(|items| items.len() > 1) {
+                assert!(strict(gold.clone(), &format!("\\left\\{{ {text} \\right\\}}")), "{gold}");
+            }
+        }
+        assert!(strict(json!(["(1,2)", "(3,4)"]), "(3,4) \\text{ and } (1,2)"));
+        assert!(!strict(json!(["(1,2)", "(3,4)"]), "(2,1), (3,4)"));
+        assert!(!strict(json!(["(1,2)"]), "1,2"));
+        assert!(!strict(json!(["[0,1)"]), "(0,1)"));
+        assert!(!strict(json!(["f(2)", "f(3)"]), "f(2), f(4)"));
+    }
+
+    #[test]
+    fn nothing_is_no_gold_answer() {
+        for text in ["", "  ", "$", "$ $", "\\boxed{}", "."] {
+            for mode in [Mode::Limo, Mode::Strict(Options::default())] {
+                assert!(Gold::new(&json!(text), mode).is_none(), "{text:?}, {mode:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn long_answers_equal_their_own_text() {
+        let digits = "7".repeat(1000);
+        for text in [format!("0.{digits}"), digits.repeat(2), "a".repeat(10_000), "x+".repeat(20_000) + "1"] {
+            for mode in [Mode::Limo, Mode::Strict(Options::default())] {
+                assert!(same_answer(&text, &text, mode), "{mode:?}: {} bytes", text.len());
+            }
+            assert!(!same_answer(&text, &format!("{text}1"), Mode::Strict(Options::default())), "{} bytes", text.len());
+        }
+        let list = json!((0..1_000_000).collect::<Vec<i32>>());
+        let start = std::time::Instant::now();
+        let gold = Gold::new(&list, Mode::Strict(Options::default())).unwrap();
+        assert!(gold.accepts(gold.text()) && !gold.accepts("5"));
+        assert!(start.elapsed().as_secs() < 5, "{:?}", start.elapsed());
+        assert!(strict(
+            json!((0..150).collect::<Vec<i32>>()),
+            &(0..150).rev().map(|i| i.to_string()).collect::<Vec<_>>().join(", ")
+        ));
     }
 
     #[test]

@@ -7,5 +7,5 @@ mod statistics;
 pub mod strict;
 
 pub use extract::{Extraction, boxed_answer, extract};
-pub use gold::{Gold, Mode, same_answer};
-pub use statistics::{Estimate, Group, Votes, group, majority_at_k, mean_with_interval, pass_at_k};
+pub use gold::{Answer, Gold, Mode, same_answer};
+pub use statistics::{Estimate, Votes, majority_at_k, mean_with_interval, pass_at_k, votes};

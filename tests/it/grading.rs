@@ -1,7 +1,7 @@
 //! The graders against a table of cases, hostile input, and a clock.
 
 use limo_engine::grading::strict::Options;
-use limo_engine::grading::{Extraction, Gold, Mode, extract, limo, majority_at_k, same_answer, strict};
+use limo_engine::grading::{Extraction, Gold, Mode, extract, limo, majority_at_k, same_answer, strict, votes};
 use limo_engine::testing::random::Random;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -185,6 +185,16 @@ const PIECES: &[&str] = &[
     "\\rfloor",
     "and",
     "or",
+    "2(2(",
+    "2(2(\\begin{pmatrix}1\\end{pmatrix}))",
+    "立方",
+    "平方米",
+    "HTH",
+    "\\angle ABC",
+    "x>2",
+    "1:2:3",
+    "20℃",
+    "(A)",
     "100!",
     "\u{301}",
     "\u{202e}",
@@ -269,15 +279,35 @@ fn grade_huge_and_nested_inputs() {
         (1..200).map(|_| "\\pm 1").collect::<Vec<_>>().join(" + "),
         format!("{}1{}", "\\{\\pm ".repeat(15), "\\}".repeat(15)),
         "1".repeat(999) + "/" + &"7".repeat(999),
+        format!("{}\\begin{{pmatrix}}1\\end{{pmatrix}}{}", "2(".repeat(30), ")".repeat(30)),
+        (1..60).map(|i| format!("{i}(2(\\begin{{pmatrix}}1&{i}\\end{{pmatrix}}))")).collect::<Vec<_>>().join(","),
+        format!("5 \\text{{{}公里 mm}}", "立方".repeat(11)),
+        format!("5 \\text{{{}米}}", "平方".repeat(12)),
+        (1..300).map(|i| format!("x \\ne {i}")).collect::<Vec<_>>().join(" and "),
+        (1..300).map(|i| format!("{i}")).collect::<Vec<_>>().join(":"),
+        "\\binom{99999999999}{49999999999}".into(),
+        "A. ".repeat(2000),
+        "∠A".repeat(1500),
     ]);
     for text in &inputs {
-        for other in
-            [text.clone(), format!("{text} "), "5".into(), text.replace('1', "2"), format!("{text}+1"), format!("0,{text}")]
-        {
+        for other in [
+            text.clone(),
+            format!("{text} "),
+            "5".into(),
+            text.replace('1', "2"),
+            format!("{text}+1"),
+            format!("0,{text}"),
+            "\\begin{pmatrix}1\\end{pmatrix}".into(),
+        ] {
             let start = Instant::now();
             for mode in [STRICT, Mode::Limo] {
                 let equal = same_answer(&text.clone(), &other, mode);
-                assert!(!equal || text.len() <= 8192, "{} bytes are equal to {} bytes", text.len(), other.len());
+                assert!(
+                    !equal || text.len() <= 8192 || text.trim() == other.trim(),
+                    "{} bytes are equal to {} bytes",
+                    text.len(),
+                    other.len()
+                );
             }
             let head: String = text.chars().take(40).collect();
             assert!(start.elapsed() < Duration::from_secs(2), "{head}… of {} bytes took {:?}", text.len(), start.elapsed());
@@ -290,6 +320,45 @@ fn grade_huge_and_nested_inputs() {
     assert!(same_answer(&nested(20), "5", STRICT) && !same_answer(&nested(200), "5", STRICT));
     let response = "we get 12 ".repeat(1_000_000) + "\\boxed{7}";
     assert_eq!(extract(&response, Extraction::Auto).as_deref(), Some("7"));
+}
+
+#[test]
+fn every_variable_takes_both_signs_and_parities() {
+    const GREEK: &[&str] = &[
+        "alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "mu", "nu", "xi",
+        "rho", "sigma", "tau", "upsilon", "phi", "chi", "psi", "omega", "Gamma", "Delta", "Theta", "Lambda", "Xi", "Pi",
+        "Sigma", "Phi", "Psi", "Omega",
+    ];
+    let same = |a: &str, b: &str| same_answer(a, b, STRICT);
+    let letters: Vec<String> = ('a'..='z').chain('A'..='Z').filter(|c| !"ei".contains(*c)).map(String::from).collect();
+    let names =
+        letters.iter().cloned().chain(GREEK.iter().map(|name| format!("\\{name}"))).chain(["x_1".into(), "x_{12}".into()]);
+    for v in names {
+        assert!(!same(&format!("|{v}|"), &v) && !same(&format!("\\sqrt{{{v}^2}}"), &v), "{v} is always positive");
+        assert!(!same(&format!("-|{v}|"), &v), "{v} is always negative");
+        assert!(!same(&format!("(-1)^{{{v}}}"), "1") && !same(&format!("(-1)^{{{v}}}"), "-1"), "{v} has one parity");
+        assert!(same(&format!("|{v}|"), &format!("\\sqrt{{{v}^2}}")) && same(&format!("(-1)^{{2{v}}}"), "1"), "{v}");
+    }
+    for (i, v) in letters.iter().enumerate() {
+        for w in &letters[..i] {
+            assert!(!same(&format!("|{v} {w}|"), &format!("{v} {w}")), "{v} and {w} have the same signs");
+            assert!(!same(&format!("-|{v} {w}|"), &format!("{v} {w}")), "{v} and {w} have opposite signs");
+            assert!(!same(&format!("(-1)^{{{v}+{w}}}"), "1"), "{v} and {w} have the same parities");
+        }
+    }
+}
+
+/// 800 distinct wrong answers of one problem: parsed once each, whatever the number of comparisons.
+#[test]
+fn many_distinct_answers_vote_quickly() {
+    let answers = (0..800).map(|i| (Some(format!("\\frac{{{i} + \\sqrt{{{}}}}}{{3}}", 2 * i + 1)), false)).collect::<Vec<_>>();
+    for mode in [STRICT, Mode::Limo] {
+        let start = Instant::now();
+        let count = votes(&answers, mode).len();
+        println!("{mode:?}: {count} classes in {:?}", start.elapsed());
+        assert!(start.elapsed() < Duration::from_secs(10), "{mode:?} takes {:?}", start.elapsed());
+        assert!(count == 800);
+    }
 }
 
 #[test]

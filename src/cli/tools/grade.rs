@@ -4,9 +4,7 @@ use super::frame::{Frame, FrameArgs, Place, Source};
 use crate::curation::fields::{CHAINS, PROBLEMS, Row, id, present, text};
 use crate::error::{Error, Result};
 use crate::grading::strict::Options;
-use crate::grading::{
-    Estimate, Extraction, Gold, Mode, Votes, group, majority_at_k, mean_with_interval, pass_at_k, same_answer,
-};
+use crate::grading::{Estimate, Extraction, Gold, Mode, Votes, majority_at_k, mean_with_interval, pass_at_k, votes};
 use crate::report::Bar;
 use clap::{Parser, ValueEnum};
 use serde_json::{Value, json};
@@ -228,18 +226,19 @@ fn table(graded: &BTreeMap<String, Samples>, ks: &[u32], mode: Mode) -> Table {
     // A vote of one sample is that sample.
     let fewest = graded.values().map(|samples| samples.answers.len()).min().unwrap_or(0);
     let ks: Vec<usize> = ks.iter().map(|&k| k as usize).filter(|&k| k <= fewest).collect();
+    let voting = graded.values().filter(|_| ks.iter().any(|&k| k > 1));
     let votes: HashMap<*const Samples, Vec<Votes>> =
-        graded.values().map(|samples| (std::ptr::from_ref(samples), votes(samples, mode))).collect();
+        voting.map(|samples| (std::ptr::from_ref(samples), votes(&samples.answers, mode))).collect();
     let mut headers = ["", "problems", "samples", "avg@n", "95 % interval"].map(String::from).to_vec();
     headers.extend(ks.iter().map(|k| format!("pass@{k}")));
     headers.extend(ks.iter().filter(|&&k| k > 1).map(|k| format!("maj@{k}")));
     let percent = |share: f64| format!("{:.1} %", 100.0 * share);
     let row = |(name, samples): (&str, Vec<&Samples>)| {
         let count: usize = samples.iter().map(|samples| samples.answers.len()).sum();
-        let shares: Vec<f64> = samples.iter().map(|samples| samples.share()).collect();
+        let results: Vec<(usize, usize)> = samples.iter().map(|samples| (samples.correct(), samples.answers.len())).collect();
         let mut cells =
             vec![if name.is_empty() { "all" } else { name }.to_string(), samples.len().to_string(), count.to_string()];
-        match mean_with_interval(&shares, 0.95) {
+        match mean_with_interval(&results, 0.95) {
             Some(Estimate { mean, low, high, .. }) => {
                 cells.extend([percent(mean), format!("{:.1} to {:.1}", 100.0 * low, 100.0 * high)])
             }
@@ -269,16 +268,6 @@ impl Samples {
     fn silent(&self) -> usize {
         self.answers.iter().filter(|(answer, _)| answer.is_none()).count()
     }
-
-    fn share(&self) -> f64 {
-        self.correct() as f64 / self.answers.len().max(1) as f64
-    }
-}
-
-fn votes(samples: &Samples, mode: Mode) -> Vec<Votes> {
-    let answers: Vec<Option<&str>> = samples.answers.iter().map(|(answer, _)| answer.as_deref()).collect();
-    let groups = group(&answers, |a, b| same_answer(a, b, mode));
-    groups.iter().map(|group| Votes { count: group.samples.len(), correct: samples.answers[group.samples[0]].1 }).collect()
 }
 
 /// Problems by how many of their samples are right, or by shares if these are many or not the same number of all.

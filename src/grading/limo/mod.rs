@@ -7,7 +7,9 @@ mod strip;
 mod words;
 
 use super::strict::Symbolic;
+use std::borrow::Cow;
 use std::cell::Cell;
+use std::sync::OnceLock;
 use strip::strip;
 
 /// The longest answer that is looked at, in bytes.
@@ -42,16 +44,40 @@ pub fn extract(response: &str) -> Option<String> {
     Some(text.strip_suffix('/').unwrap_or(text).to_string())
 }
 
-/// Whether LIMO's rules take `prediction` for `gold`. Texts that are too long are equal to nothing.
-pub fn is_equal(prediction: &str, gold: &str) -> bool {
-    if prediction.len().max(gold.len()) > MAX_TEXT {
-        return false;
-    }
-    let grader = Grader { symbolic_left: Cell::new(MAX_SYMBOLIC) };
-    grader.equal(&strip(prediction), &strip(gold), 0)
+/// An answer in the form that is compared, read once for many comparisons.
+#[derive(Debug, Clone)]
+pub struct Answer {
+    /// As it is if it is too long.
+    stripped: String,
+    too_long: bool,
+    /// All of it as an expression, once one is asked for.
+    symbolic: OnceLock<Option<Symbolic>>,
 }
 
-struct Grader {
+impl Answer {
+    pub fn parse(text: &str) -> Answer {
+        let too_long = text.len() > MAX_TEXT;
+        let stripped = if too_long { text.to_string() } else { strip(text) };
+        Answer { stripped, too_long, symbolic: OnceLock::new() }
+    }
+
+    /// Whether LIMO's rules take this answer for `gold`. Texts that are too long are equal to themselves alone.
+    pub fn equals(&self, gold: &Answer) -> bool {
+        if self.too_long || gold.too_long {
+            return self.stripped == gold.stripped;
+        }
+        let grader = Grader { sides: [self, gold], symbolic_left: Cell::new(MAX_SYMBOLIC) };
+        grader.equal(&self.stripped, &gold.stripped, 0)
+    }
+}
+
+/// Whether LIMO's rules take `prediction` for `gold`.
+pub fn is_equal(prediction: &str, gold: &str) -> bool {
+    Answer::parse(prediction).equals(&Answer::parse(gold))
+}
+
+struct Grader<'a> {
+    sides: [&'a Answer; 2],
     symbolic_left: Cell<usize>,
 }
 
@@ -123,7 +149,7 @@ fn inside(text: &str) -> &str {
     chars.as_str()
 }
 
-impl Grader {
+impl Grader<'_> {
     fn equal(&self, prediction: &str, gold: &str, depth: usize) -> bool {
         if depth > MAX_DEPTH {
             return false;
@@ -225,8 +251,13 @@ impl Grader {
     fn symbolic(&self, a: &str, b: &str) -> bool {
         let Some(left) = self.symbolic_left.get().checked_sub(1) else { return false };
         self.symbolic_left.set(left);
-        let (Some(a), Some(b)) = (Symbolic::parse(a), Symbolic::parse(b)) else { return false };
-        a.equals(&b) || matches!((a.value(), b.value()), (Some(a), Some(b)) if close(a, b))
+        let parse = |text: &str| match self.sides.iter().find(|side| side.stripped.trim() == text) {
+            Some(side) => Cow::Borrowed(side.symbolic.get_or_init(|| Symbolic::parse(text))),
+            None => Cow::Owned(Symbolic::parse(text)),
+        };
+        let (a, b) = (parse(a), parse(b));
+        let (Some(a), Some(b)) = (&*a, &*b) else { return false };
+        a.equals(b) || matches!((a.value(), b.value()), (Some(a), Some(b)) if close(a, b))
     }
 }
 

@@ -1,7 +1,8 @@
 //! When two parsed answers are the same answer.
 
-use super::expr::{Expr, Rational, to_f64};
+use super::expr::{Expr, Function, Rational, to_f64};
 use super::identity::{constant, identical, proportional};
+use super::sets::{as_set, subject};
 use num_bigint::BigInt;
 use num_traits::{Signed, Zero};
 use std::cell::Cell;
@@ -18,6 +19,9 @@ const BUDGET: usize = 60_000;
 
 /// A decimal with at least this many places equals what rounds to it.
 const ROUNDED_PLACES: usize = 4;
+
+/// It has at least three digits that are not leading zeros: 0.0001 says too little of what it was rounded from.
+const LEAST_DIGITS: i32 = 100;
 
 pub struct Comparison {
     options: Options,
@@ -38,99 +42,41 @@ fn is_head(expr: &Expr) -> bool {
     match expr {
         Expr::Symbol(_) => true,
         Expr::Product(parts) => parts.iter().all(|part| matches!(part, Expr::Symbol(_) | Expr::E | Expr::I)),
+        // The length |AB|; |x| = 5 does not say what x is.
+        Expr::Call(Function::Abs, parts) => matches!(parts.as_slice(), [Expr::Product(_)]) && is_head(&parts[0]),
         Expr::Tuple(_, _, parts) => parts.iter().all(is_head),
         _ => false,
     }
 }
 
-/// What x = … = c says that x is.
+/// What x = … = c or c = x says that x is, and the value of 10/2 = 5.
 fn definition(expr: &Expr) -> Option<&Expr> {
-    match expr {
-        Expr::Relation(operands, signs) if is_head(&operands[0]) && signs.iter().all(|s| *s == '=') => operands.last(),
+    let Expr::Relation(operands, signs) = expr else { return None };
+    let (first, last) = (operands.first()?, operands.last()?);
+    let true_numbers = || {
+        operands.iter().all(|operand| operand.is_scalar() && operand.is_constant())
+            && operands.windows(2).all(|pair| identical(&pair[0], &pair[1]))
+    };
+    match signs.iter().all(|sign| *sign == '=') {
+        true if is_head(first) => Some(last),
+        true if is_head(last) => Some(first),
+        true if true_numbers() => Some(last),
         _ => None,
     }
 }
 
-/// The set that an inequality, membership, or condition describes.
-fn as_set(expr: &Expr) -> Option<Expr> {
-    let interval = |open, a: &Expr, b: &Expr, close| Expr::Tuple(open, close, vec![a.clone(), b.clone()]);
-    let (low, high) = (Expr::Infinity.negative(), Expr::Infinity);
-    match expr {
-        Expr::Tuple(_, _, items) if items.len() == 2 => Some(expr.clone()),
-        Expr::Join(..) | Expr::Set(_) => Some(expr.clone()),
-        Expr::Builder(element, conditions) => {
-            let element = match &**element {
-                Expr::Relation(operands, signs) if signs == &['∈'] => &operands[0],
-                other => other,
-            };
-            let [condition] = conditions.as_slice() else { return None };
-            let about = condition.parts().contains(&element);
-            if matches!(element, Expr::Symbol(_)) && about { as_set(condition) } else { None }
-        }
-        Expr::Relation(operands, signs) => match (operands.as_slice(), signs.as_slice()) {
-            ([Expr::Symbol(_), set], ['∈']) => as_set(set),
-            ([Expr::Symbol(_), c], ['≠']) if c.is_constant() => {
-                Some(Expr::Join('∪', vec![interval('(', &low, c, ')'), interval('(', c, &high, ')')]))
-            }
-            ([x @ Expr::Symbol(_), c], [sign]) | ([c, x @ Expr::Symbol(_)], [sign]) if c.is_constant() => {
-                let below = std::ptr::eq(x, &operands[0]);
-                match (sign, below) {
-                    ('<', true) | ('>', false) => Some(interval('(', &low, c, ')')),
-                    ('≤', true) | ('≥', false) => Some(interval('(', &low, c, ']')),
-                    ('>', true) | ('<', false) => Some(interval('(', c, &high, ')')),
-                    ('≥', true) | ('≤', false) => Some(interval('[', c, &high, ')')),
-                    _ => None,
-                }
-            }
-            ([a, Expr::Symbol(_), b], [s, t]) if a.is_constant() && b.is_constant() => {
-                let open = |s: &char| if "<>".contains(*s) { '(' } else { '[' };
-                let close = |s: &char| if "<>".contains(*s) { ')' } else { ']' };
-                if "<≤".contains(*s) && "<≤".contains(*t) {
-                    Some(interval(open(s), a, b, close(t)))
-                } else if ">≥".contains(*s) && ">≥".contains(*t) {
-                    Some(interval(open(t), b, a, close(s)))
-                } else {
-                    None
-                }
-            }
+/// The letters of a list of definitions, without their subscripts, if there are several: in x = 1, y = 2 it matters which
+/// is which, in x_1 = 1, x_2 = 2 it does not.
+fn defines_several(items: &[Expr]) -> bool {
+    let letter = |item: &Expr| match item {
+        Expr::Relation(operands, _) if definition(item).is_some() => match &operands[0] {
+            Expr::Symbol(name) => name.chars().next(),
             _ => None,
         },
-        Expr::List(items) => Some(Expr::Join('∪', items.iter().map(as_set).collect::<Option<_>>()?)),
         _ => None,
-    }
-}
-
-/// The variable that an inequality, membership or list of them is about.
-fn subject(expr: &Expr) -> Option<&Expr> {
-    match expr {
-        Expr::Relation(operands, _) => operands.iter().find(|operand| matches!(operand, Expr::Symbol(_))),
-        Expr::List(items) => items.first().and_then(subject),
-        _ => None,
-    }
-}
-
-/// The rows of a matrix, with what it is multiplied by multiplied in.
-fn as_matrix(expr: &Expr) -> Option<Vec<Vec<Expr>>> {
-    let each =
-        |rows: Vec<Vec<Expr>>, f: &dyn Fn(Expr) -> Expr| rows.into_iter().map(|row| row.into_iter().map(f).collect()).collect();
-    match expr {
-        Expr::Matrix(rows) => Some(rows.clone()),
-        Expr::Negative(inner) => Some(each(as_matrix(inner)?, &Expr::negative)),
-        Expr::Quotient(over, under) => Some(each(as_matrix(over)?, &|cell| Expr::Quotient(Box::new(cell), under.clone()))),
-        Expr::Product(parts) => {
-            let at = parts.iter().position(|part| as_matrix(part).is_some())?;
-            let mut scalars = parts.clone();
-            let rows = as_matrix(&scalars.remove(at))?;
-            scalars.iter().all(Expr::is_scalar).then(|| {
-                each(rows, &|cell| {
-                    let mut factors = scalars.clone();
-                    factors.push(cell);
-                    Expr::Product(factors)
-                })
-            })
-        }
-        _ => None,
-    }
+    };
+    let letters: Option<Vec<char>> = items.iter().map(letter).collect();
+    letters.is_some_and(|letters| letters.iter().any(|other| *other != letters[0]))
 }
 
 fn infinity(expr: &Expr) -> Option<bool> {
@@ -144,7 +90,8 @@ fn infinity(expr: &Expr) -> Option<bool> {
 /// Whether `decimal` is a literal of enough places that `value` rounds to.
 fn rounds(decimal: &Expr, value: &Expr) -> bool {
     let Expr::Decimal { value: written, places, unit } = decimal else { return false };
-    if *places < ROUNDED_PLACES || written.is_zero() {
+    let digits = (written / unit).abs();
+    if *places < ROUNDED_PLACES || digits < Rational::from_integer(BigInt::from(LEAST_DIGITS)) {
         return false;
     }
     if let Some(exact) = value.exact() {
@@ -155,10 +102,16 @@ fn rounds(decimal: &Expr, value: &Expr) -> bool {
 }
 
 impl Comparison {
+    /// Takes nodes from the budget. None if there are not enough left.
+    fn charge(&self, nodes: usize) -> Option<()> {
+        self.left.set(self.left.get().checked_sub(nodes)?);
+        Some(())
+    }
+
     fn same(&self, a: &Expr, b: &Expr) -> bool {
-        let cost = size(a) + size(b);
-        let Some(left) = self.left.get().checked_sub(cost) else { return false };
-        self.left.set(left);
+        if self.charge(size(a) + size(b)).is_none() {
+            return false;
+        }
         if a == b {
             return true;
         }
@@ -176,10 +129,12 @@ impl Comparison {
                 round(*o) == round(*p) && round(*c) == round(*d) && self.in_order(x, y)
             }
             (Expr::Set(x), Expr::Set(y)) => self.subset(x, y) && self.subset(y, x),
+            (Expr::List(x), Expr::List(y)) if defines_several(x) != defines_several(y) => self.in_order(x, y),
             (Expr::List(x) | Expr::Set(x), Expr::List(y) | Expr::Set(y)) => self.in_any_order(x, y) || self.as_sets(a, b),
             (Expr::Join(s, x), Expr::Join(t, y)) => {
-                s == t && if *s == '∖' { self.in_order(x, y) } else { self.in_any_order(x, y) }
+                s == t && if *s == '∖' { self.in_order(x, y) } else { self.in_any_order(x, y) } || self.as_sets(a, b)
             }
+            (Expr::Ratio(x), Expr::Ratio(y)) => self.in_order(x, y) || self.same_ratio(x, y),
             (Expr::Builder(x, p), Expr::Builder(y, q)) => self.same(x, y) && self.in_any_order(p, q) || self.as_sets(a, b),
             (Expr::Relation(x, s), Expr::Relation(y, t)) => self.same_relation(x, s, y, t) || self.as_sets(a, b),
             _ => {
@@ -192,12 +147,55 @@ impl Comparison {
                 {
                     return self.same(only, other);
                 }
-                if let (Some(x), Some(y)) = (as_matrix(a), as_matrix(b)) {
+                if let (Some(x), Some(y)) = (self.as_matrix(a), self.as_matrix(b)) {
                     return x.len() == y.len() && x.iter().zip(&y).all(|(x, y)| self.in_order(x, y));
                 }
                 if a.is_scalar() && b.is_scalar() { self.same_scalar(a, b) } else { self.as_sets(a, b) }
             }
         }
+    }
+
+    /// The rows of a matrix, with what it is multiplied by multiplied in.
+    fn as_matrix(&self, expr: &Expr) -> Option<Vec<Vec<Expr>>> {
+        let each = |rows: Vec<Vec<Expr>>, f: &dyn Fn(Expr) -> Expr| {
+            rows.into_iter().map(|row| row.into_iter().map(f).collect()).collect()
+        };
+        match expr {
+            Expr::Matrix(rows) => Some(rows.clone()),
+            Expr::Negative(inner) => Some(each(self.as_matrix(inner)?, &Expr::negative)),
+            Expr::Quotient(over, under) => {
+                let rows = self.as_matrix(over)?;
+                self.charge(rows.len() * rows[0].len() * size(under))?;
+                Some(each(rows, &|cell| Expr::Quotient(Box::new(cell), under.clone())))
+            }
+            Expr::Product(parts) => {
+                let (at, rows) = parts.iter().enumerate().find_map(|(at, part)| Some((at, self.as_matrix(part)?)))?;
+                let scalars: Vec<Expr> = [&parts[..at], &parts[at + 1..]].concat();
+                self.charge(rows.len() * rows[0].len() * scalars.iter().map(size).sum::<usize>())?;
+                scalars.iter().all(Expr::is_scalar).then(|| {
+                    each(rows, &|cell| {
+                        let mut factors = scalars.clone();
+                        factors.push(cell);
+                        Expr::Product(factors)
+                    })
+                })
+            }
+            _ => None,
+        }
+    }
+
+    /// Whether x₀ : x₁ : … and y₀ : y₁ : … are the same but for one factor, by products with a part that is not zero.
+    fn same_ratio(&self, x: &[Expr], y: &[Expr]) -> bool {
+        let zero = |part: &Expr| part.exact().is_some_and(|value| value.is_zero());
+        let Some(at) = x.iter().position(|part| !zero(part)) else { return false };
+        let product = |a: &Expr, b: &Expr| Expr::Product(vec![a.clone(), b.clone()]);
+        x.len() == y.len()
+            && !zero(&y[at])
+            && x.iter().chain(y).all(Expr::is_scalar)
+            && x.iter().zip(y).all(|(a, b)| {
+                let (left, right) = (product(a, &y[at]), product(b, &x[at]));
+                self.charge(size(&left) + size(&right)).is_some() && self.same_value(&left, &right)
+            })
     }
 
     fn in_order(&self, x: &[Expr], y: &[Expr]) -> bool {

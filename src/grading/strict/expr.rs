@@ -31,6 +31,8 @@ pub enum Expr {
     Quotient(Box<Expr>, Box<Expr>),
     Power(Box<Expr>, Box<Expr>),
     Call(Function, Vec<Expr>),
+    /// a : b : c and longer. Two parts are a quotient.
+    Ratio(Vec<Expr>),
     /// A value with a unit, a percentage, degrees.
     Quantity(Box<Expr>, Unit),
     /// (a, b), [a, b), ⟨a, b⟩: order and brackets matter.
@@ -40,7 +42,7 @@ pub enum Expr {
     List(Vec<Expr>),
     /// {element | conditions}.
     Builder(Box<Expr>, Vec<Expr>),
-    /// Sets joined by ∪, ∩ or ∖.
+    /// Sets joined by ∪, ∩ or ∖, or conditions on one variable joined by ∧.
     Join(char, Vec<Expr>),
     /// a < b ≤ c: one more operand than there are signs.
     Relation(Vec<Expr>, Vec<char>),
@@ -101,6 +103,7 @@ impl Expr {
             Expr::Quotient(a, b) | Expr::Power(a, b) => vec![a, b],
             Expr::Sum(parts)
             | Expr::Product(parts)
+            | Expr::Ratio(parts)
             | Expr::Call(_, parts)
             | Expr::Tuple(_, _, parts)
             | Expr::Set(parts)
@@ -123,34 +126,41 @@ impl Expr {
     /// Whether it is one value, as against a collection, relation or matrix.
     pub fn is_scalar(&self) -> bool {
         use Expr::*;
-        !matches!(self, Tuple(..) | Set(_) | List(_) | Builder(..) | Join(..) | Relation(..) | Matrix(_))
+        !matches!(self, Ratio(_) | Tuple(..) | Set(_) | List(_) | Builder(..) | Join(..) | Relation(..) | Matrix(_))
     }
 
     /// The exact value of rational arithmetic. None if it is not rational, undefined or too large.
     pub fn exact(&self) -> Option<Rational> {
+        self.exact_at(&|_| None)
+    }
+
+    /// The exact value where the variables have the values that `value_of` gives.
+    pub fn exact_at(&self, value_of: &dyn Fn(&str) -> Option<Rational>) -> Option<Rational> {
+        let exact = |expr: &Expr| expr.exact_at(value_of);
         let value = match self {
             Expr::Number(value) | Expr::Decimal { value, .. } => return Some(value.clone()),
-            Expr::Negative(a) => -a.exact()?,
+            Expr::Symbol(name) => return value_of(name),
+            Expr::Negative(a) => -exact(a)?,
             Expr::Sum(parts) => {
                 let mut total = Rational::zero();
                 for part in parts {
-                    total = bounded(total + part.exact()?)?;
+                    total = bounded(total + exact(part)?)?;
                 }
                 total
             }
             Expr::Product(parts) => {
                 let mut total = Rational::one();
                 for part in parts {
-                    total = bounded(total * part.exact()?)?;
+                    total = bounded(total * exact(part)?)?;
                 }
                 total
             }
             Expr::Quotient(a, b) => {
-                let (a, b) = (a.exact()?, b.exact()?);
+                let (a, b) = (exact(a)?, exact(b)?);
                 (!b.is_zero()).then(|| a / b)?
             }
-            Expr::Power(a, b) => power(&a.exact()?, &b.exact()?)?,
-            Expr::Call(function, parts) => call(*function, parts)?,
+            Expr::Power(a, b) => power(&exact(a)?, &exact(b)?)?,
+            Expr::Call(function, parts) => call(*function, parts, &exact)?,
             _ => return None,
         };
         bounded(value)
@@ -178,24 +188,41 @@ fn power(base: &Rational, exponent: &Rational) -> Option<Rational> {
     Some(if exponent.is_negative() { Rational::new(denom, numer) } else { Rational::new(numer, denom) })
 }
 
-fn call(function: Function, parts: &[Expr]) -> Option<Rational> {
-    let small = |value: &Rational| value.is_integer().then(|| value.to_integer().to_u32()).flatten().filter(|n| *n <= 400);
-    let first = parts.first()?.exact()?;
+/// One, changed by `step` for 0 … count − 1, while it is small enough.
+fn product(count: u64, step: impl Fn(BigInt, u64) -> BigInt) -> Option<Rational> {
+    let mut product = BigInt::one();
+    for i in 0..count {
+        product = step(product, i);
+        if product.bits() > MAX_BITS {
+            return None;
+        }
+    }
+    Some(Rational::from_integer(product))
+}
+
+fn call(function: Function, parts: &[Expr], exact: &dyn Fn(&Expr) -> Option<Rational>) -> Option<Rational> {
+    let whole = |value: &Rational| value.is_integer().then(|| value.to_integer());
+    let first = exact(parts.first()?)?;
     match function {
         Function::Abs => Some(first.abs()),
         Function::Floor => Some(first.floor()),
         Function::Ceiling => Some(first.ceil()),
         Function::Factorial => {
-            let product = (1..=small(&first)?).fold(BigInt::one(), |product, i| product * i);
-            Some(Rational::from_integer(product))
+            let n = whole(&first)?.to_u64()?;
+            product(n, |product, i| product * (i + 1))
         }
         Function::Binomial => {
-            let (n, k) = (small(&first)?, small(&parts.get(1)?.exact()?)?);
-            let value = (0..k).fold(BigInt::one(), |product, i| product * (i64::from(n) - i64::from(i)) / (i + 1));
-            Some(Rational::from_integer(value))
+            let (n, k) = (whole(&first)?, whole(&exact(parts.get(1)?)?)?);
+            if n.is_negative() || k.is_negative() {
+                return None;
+            }
+            if k > n {
+                return Some(Rational::zero());
+            }
+            product(k.clone().min(&n - k).to_u64()?, |product, i| product * (&n - i) / (i + 1))
         }
         Function::Root => {
-            let degree = parts.get(1)?.exact()?.to_integer().to_u32().filter(|d| (2..=20).contains(d))?;
+            let degree = whole(&exact(parts.get(1)?)?)?.to_u32().filter(|d| (2..=20).contains(d))?;
             if bits(&first) > 512 || first.is_negative() {
                 return None;
             }
@@ -205,7 +232,7 @@ fn call(function: Function, parts: &[Expr]) -> Option<Rational> {
         Function::Max | Function::Min => {
             let mut best = first;
             for part in &parts[1..] {
-                let next = part.exact()?;
+                let next = exact(part)?;
                 best = if function == Function::Max { best.max(next) } else { best.min(next) };
             }
             Some(best)

@@ -1,6 +1,8 @@
 //! From the text of an answer, LaTeX or plain, to tokens in one spelling.
 
-use super::names::{ACCENTS, ALIASES, FUNCTIONS, GREEK, IGNORED, PLAIN_WORDS, SEPARATORS, SYMBOLS, TEXT, UNIT_WORDS};
+use super::names::{
+    ACCENTS, ALIASES, CONJUNCTIONS, FUNCTIONS, GREEK, IGNORED, MULTIPLIERS, PLAIN_WORDS, SEPARATORS, SYMBOLS, TEXT, UNIT_WORDS,
+};
 
 /// The longest answer that is looked at, in bytes.
 pub const MAX_TEXT: usize = 8192;
@@ -27,44 +29,55 @@ pub enum Token {
     /// \begin{…} and \end{…}.
     Begin(String),
     End(String),
-    /// An operator, bracket or separator. ⦃ and ⦄ are \{ and \}; ∣ is \mid; ↵ is \\.
+    /// An operator, bracket or separator. ⦃ and ⦄ are \{ and \}; ∣ is \mid; ↵ is \\; ∧ is "and", ¬ is "not".
     Op(char),
+}
+
+/// How a text is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Style {
+    /// 1,234 and 1 234 are one number.
+    Thousands,
+    /// They are two.
+    Apart,
+    /// As SymPy reads LaTeX, which knows no names of several letters.
+    Sympy,
 }
 
 /// What a text can be read as.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Lexed {
     pub tokens: Vec<Token>,
-    /// A comma stood between digits so that it can be a thousands separator or separate two answers.
-    pub ambiguous_comma: bool,
+    /// A comma or space stood between digits so that it can be a thousands separator or separate two numbers.
+    pub ambiguous: bool,
 }
 
 struct Lexer<'a> {
     text: &'a [char],
     at: usize,
     tokens: Vec<Token>,
-    thousands: bool,
-    ambiguous_comma: bool,
+    style: Style,
+    ambiguous: bool,
 }
 
-/// Reads `text`. With `thousands`, 1,234 is one number, else two. None if the text is too long.
-pub fn lex(text: &str, thousands: bool) -> Option<Lexed> {
+/// Reads `text`. None if it is too long.
+pub fn lex(text: &str, style: Style) -> Option<Lexed> {
     if text.len() > MAX_TEXT {
         return None;
     }
     let text: Vec<char> = text.chars().map(plain).collect();
-    lex_chars(&text, thousands, 0)
+    lex_chars(&text, style, 0)
 }
 
-fn lex_chars(text: &[char], thousands: bool, depth: usize) -> Option<Lexed> {
-    let mut lexer = Lexer { text, at: 0, tokens: Vec::new(), thousands, ambiguous_comma: false };
+fn lex_chars(text: &[char], style: Style, depth: usize) -> Option<Lexed> {
+    let mut lexer = Lexer { text, at: 0, tokens: Vec::new(), style, ambiguous: false };
     while lexer.at < text.len() {
         lexer.step(depth)?;
         if lexer.tokens.len() > MAX_TOKENS {
             return None;
         }
     }
-    Some(Lexed { tokens: lexer.tokens, ambiguous_comma: lexer.ambiguous_comma })
+    Some(Lexed { tokens: lexer.tokens, ambiguous: lexer.ambiguous })
 }
 
 /// One spelling for characters that exist twice: full-width forms, Chinese punctuation, mathematical Unicode.
@@ -78,6 +91,7 @@ fn plain(c: char) -> char {
         '】' | '〕' => ']',
         '×' | '·' | '⋅' | '∙' | '∗' => '*',
         '÷' | '∕' => '/',
+        '∶' => ':',
         '−' | '–' | '—' | '‐' | '‑' => '-',
         '≦' | '⩽' => '≤',
         '≧' | '⩾' => '≥',
@@ -97,6 +111,13 @@ fn superscript(c: char) -> Option<char> {
 
 fn is_cjk(c: char) -> bool {
     matches!(c, '\u{3400}'..='\u{9FFF}' | '\u{F900}'..='\u{FAFF}')
+}
+
+/// Whether three letters are a word rather than a product: a vowel between consonants.
+fn is_short_word(run: &str) -> bool {
+    let vowel = |b: &u8| b"aeiou".contains(b);
+    matches!(run.as_bytes(), [a, b, c] if run.is_ascii() && !vowel(a) && vowel(b) && !vowel(c))
+        && run.bytes().all(|b| b.is_ascii_lowercase())
 }
 
 impl Lexer<'_> {
@@ -142,7 +163,14 @@ impl Lexer<'_> {
                 self.tokens.push(Token::Command("sqrt"));
                 self.at += 1;
             }
-            '℃' => self.op('°', 1),
+            '℃' | '℉' => {
+                self.op('°', 1);
+                self.tokens.push(Token::Letter(if c == '℃' { "C" } else { "F" }.into()));
+            }
+            '∠' | '△' => {
+                self.at += 1;
+                self.figure(c);
+            }
             '½' | '⅓' | '⅔' | '¼' | '¾' => {
                 let (over, under) = match c {
                     '½' => ("1", "2"),
@@ -160,6 +188,12 @@ impl Lexer<'_> {
                 self.tokens.push(Token::Op('('));
                 self.tokens.push(Token::Number { digits: digit.into(), exponent: 0 });
                 self.op(')', 1);
+            }
+            '₀'..='₉' => {
+                let digits = self.take_while(|c| ('₀'..='₉').contains(&c));
+                let digits = digits.chars().filter_map(|c| char::from_digit(c as u32 - '₀' as u32, 10)).collect();
+                let number = Token::Number { digits, exponent: 0 };
+                self.tokens.extend([Token::Op('_'), Token::Op('{'), number, Token::Op('}')]);
             }
             '€' | '£' | '¥' => {
                 self.tokens.push(Token::Word(c.into()));
@@ -194,11 +228,63 @@ impl Lexer<'_> {
         Some(())
     }
 
+    /// A word of plain text: a separator, arithmetic in words, or what it says.
     fn word(&mut self, word: String) {
-        match SEPARATORS.contains(&word.as_str()) {
-            true => self.tokens.push(Token::Op(',')),
-            false => self.tokens.push(Token::Word(word)),
+        let operand = matches!(self.tokens.last(), Some(Token::Number { .. } | Token::Op('}' | ')')));
+        let words = self.style != Style::Sympy;
+        if operand && words {
+            if let Some((name, digits, exponent)) = MULTIPLIERS.iter().find(|(name, ..)| word.starts_with(name)) {
+                let rest = word[name.len()..].trim_start_matches('s');
+                if rest.is_empty() || !rest.starts_with(|c: char| c.is_ascii_alphabetic()) {
+                    self.tokens.extend([Token::Op('*'), Token::Number { digits: digits.to_string(), exponent: *exponent }]);
+                    let rest = rest.trim();
+                    if !rest.is_empty() {
+                        self.tokens.push(Token::Word(rest.into()));
+                    }
+                    return;
+                }
+            }
+            match word.as_str() {
+                "factorial" => return self.tokens.push(Token::Op('!')),
+                "pi" => return self.tokens.push(Token::Letter("π".into())),
+                _ => {}
+            }
         }
+        if words
+            && matches!(word.as_str(), "squared" | "cubed")
+            && (operand || matches!(self.tokens.last(), Some(Token::Word(_))))
+        {
+            let digits = if word == "squared" { "2" } else { "3" };
+            return self.tokens.extend([Token::Op('^'), Token::Number { digits: digits.into(), exponent: 0 }]);
+        }
+        self.tokens.push(match word.as_str() {
+            separator if SEPARATORS.contains(&separator) => Token::Op(','),
+            "not" => Token::Op('¬'),
+            conjunction if CONJUNCTIONS.contains(&conjunction) => Token::Op('∧'),
+            _ => Token::Word(word),
+        });
+    }
+
+    /// An angle or triangle with its points, in their order. An angle is the same from either side.
+    fn figure(&mut self, sign: char) {
+        let mut points = String::new();
+        loop {
+            let start = self.at;
+            self.take_while(char::is_whitespace);
+            let braces = usize::from(self.peek(0) == Some('{'));
+            self.at += braces;
+            let next = self.take_while(|c| c.is_ascii_uppercase());
+            if next.is_empty() || braces == 1 && self.peek(0) != Some('}') {
+                self.at = start;
+                break;
+            }
+            self.at += braces;
+            points += &next;
+        }
+        if sign == '∠' && points.chars().rev().lt(points.chars()) {
+            points = points.chars().rev().collect();
+        }
+        self.tokens.push(Token::Letter(format!("{sign}{points}")));
     }
 
     /// A run of plain letters: a name that is known, a word, or a product of variables.
@@ -206,11 +292,15 @@ impl Lexer<'_> {
         let run = self.take_while(|c| c.is_ascii_alphabetic());
         if run == "np" && self.peek(0) == Some('.') || run == "math" && self.peek(0) == Some('.') {
             self.at += 1;
-        } else if SEPARATORS.contains(&run.as_str()) {
-            self.tokens.push(Token::Op(','));
+        } else if [SEPARATORS, CONJUNCTIONS].iter().any(|words| words.contains(&run.as_str())) {
+            self.word(run);
+        } else if run == "not" {
+            self.op('¬', 0);
         } else if !self.named(&run) {
+            let ordered = run.bytes().all(|b| b.is_ascii_uppercase()) || run.len() == self.text.len() && is_short_word(&run);
             match run.len() {
-                4.. => self.tokens.push(Token::Word(run)),
+                3 if ordered && self.style != Style::Sympy => self.tokens.push(Token::Letter(run)),
+                4.. => self.word(run),
                 2.. if PLAIN_WORDS.contains(&run.to_lowercase().as_str()) => self.tokens.push(Token::Word(run)),
                 2.. if UNIT_WORDS.contains(&run.as_str()) => self.tokens.push(Token::Word(run)),
                 _ => self.tokens.extend(run.chars().map(|c| Token::Letter(c.into()))),
@@ -302,6 +392,10 @@ impl Lexer<'_> {
                 Some(Token::Repeating(_)) if repeats => return None,
                 _ => self.tokens.push(Token::Letter(format!("{name} {content}"))),
             }
+        } else if matches!(name, "color" | "textcolor") {
+            self.braced()?;
+        } else if matches!(name, "angle" | "triangle") && self.style != Style::Sympy {
+            self.figure(if name == "angle" { '∠' } else { '△' });
         } else if name == "begin" || name == "end" {
             let kind: String = self.braced()?.into_iter().collect();
             let kind = kind.trim_end_matches('*').to_string();
@@ -327,8 +421,8 @@ impl Lexer<'_> {
             trimmed.starts_with(|c: char| c.is_ascii_digit() || "(-[".contains(c)) || trimmed.contains(['\\', '$', '{', '=']);
         if trimmed.is_empty() || matches!(trimmed, "th" | "st" | "nd" | "rd") {
         } else if maths && depth < 4 {
-            let inner = lex_chars(content, self.thousands, depth + 1)?;
-            self.ambiguous_comma |= inner.ambiguous_comma;
+            let inner = lex_chars(content, self.style, depth + 1)?;
+            self.ambiguous |= inner.ambiguous;
             self.tokens.extend(inner.tokens);
         } else if command == "operatorname" || command == "mathrm" {
             match trimmed.chars().count() {
@@ -348,7 +442,7 @@ impl Lexer<'_> {
 
     /// The width of a separator at the cursor that three digits follow, and whether it can only be one.
     fn separator(&self) -> Option<(usize, bool)> {
-        const SURE: &[&str] = &["{,}", "\\,", "\\ ", "\\;", "\\:", "~", " ", "'"];
+        const SURE: &[&str] = &["{,}", "\\,", "\\ ", "\\;", "\\:", "~", "'"];
         let group = |from: usize| {
             let from = from + (from..).take_while(|&i| self.peek(i) == Some(' ')).count();
             let three = (from..from + 3).all(|i| self.peek(i).is_some_and(|c| c.is_ascii_digit()));
@@ -359,6 +453,9 @@ impl Lexer<'_> {
                 return group(separator.len()).map(|width| (width, true));
             }
         }
+        if self.peek(0) == Some(' ') {
+            return group(1).map(|width| (width, self.style == Style::Sympy));
+        }
         if self.starts_with(",\\!") {
             return group(3).map(|width| (width, false));
         }
@@ -367,11 +464,16 @@ impl Lexer<'_> {
     }
 
     fn number(&mut self) -> Option<()> {
+        let follows = |token: &Token| matches!(token, Token::Op('_' | '^') | Token::Command(_));
+        // \log_2 100 and \frac 1 234 have two numbers, and the second of \frac 1 234 is all of its argument.
+        let starts_argument = self.tokens.last().is_some_and(follows) && self.style != Style::Sympy;
+        let ends_argument = self.style != Style::Sympy
+            && matches!(self.tokens.as_slice(), [.., Token::Command("frac" | "binom"), Token::Number { .. }]);
         let mut digits = self.digits();
-        if (1..=3).contains(&digits.len()) && !digits.starts_with('0') {
+        if !starts_argument && (1..=3).contains(&digits.len()) && !digits.starts_with('0') {
             while let Some((width, sure)) = self.separator() {
-                self.ambiguous_comma |= !sure;
-                if !sure && !self.thousands {
+                self.ambiguous |= !sure;
+                if !sure && self.style != Style::Thousands {
                     break;
                 }
                 self.at += width;
@@ -398,7 +500,11 @@ impl Lexer<'_> {
         if digits.len() > MAX_DIGITS {
             return None;
         }
-        self.tokens.push(Token::Number { digits, exponent });
+        let number = Token::Number { digits, exponent };
+        match ends_argument {
+            true => self.tokens.extend([Token::Op('{'), number, Token::Op('}')]),
+            false => self.tokens.push(number),
+        }
         Some(())
     }
 }

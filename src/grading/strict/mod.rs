@@ -9,13 +9,14 @@ mod identity;
 mod lexer;
 mod names;
 mod parser;
+mod sets;
 mod units;
 
 pub use equal::Options;
 
 use super::extract::boxed_answer;
 use expr::Expr;
-use lexer::{Token, lex};
+use lexer::{Style, Token, lex};
 use std::borrow::Cow;
 use units::Unit;
 
@@ -24,8 +25,12 @@ use units::Unit;
 pub struct Answer {
     text: String,
     choice: Option<Choice>,
-    /// With commas between digits read as thousands separators, then as commas. One, if that is the same.
+    /// Letters of several options, sorted, and whether separators stand between them.
+    options: Option<(String, bool)>,
+    /// With commas and spaces between digits read as thousands separators, then not. One, if that is the same.
     readings: Vec<Reading>,
+    /// "5 m/s" in plain text: the number with its unit, whose letters alone would be variables.
+    with_unit: Option<Box<Answer>>,
 }
 
 #[derive(Debug, Clone)]
@@ -34,11 +39,11 @@ struct Reading {
     expr: Option<Expr>,
 }
 
-/// An option letter, perhaps with the text of the option: "C", "(C)", "C. 17".
-#[derive(Debug, Clone, PartialEq)]
+/// An option letter, perhaps with the text of the option, which is no option again: "C", "(C)", "C. 17".
+#[derive(Debug, Clone)]
 struct Choice {
     letter: char,
-    content: Option<String>,
+    content: Option<Box<Answer>>,
 }
 
 /// Removes what is around an answer and not of it: a box, emphasis, a final full stop.
@@ -98,10 +103,40 @@ fn choice(text: &str) -> Option<Choice> {
     // f: x → 2x and (a)(b) are no options.
     if !letter.is_ascii_uppercase() && !content.is_empty()
         || bracket && content.starts_with(['(', '^', '+', '-', '*', '/', '='])
+        || names_another(content)
     {
         return None;
     }
-    Some(Choice { letter, content: (!content.is_empty()).then(|| content.to_string()) })
+    let answer = Some(content).filter(|content| !content.is_empty()).map(Answer::parse);
+    Some(Choice { letter, content: answer.filter(|answer| answer.choice.is_none()).map(Box::new) })
+}
+
+/// Whether a text after an option's label goes on to another option: "(A) or (B)", "A. 5 or B. 6". Such an answer chooses
+/// neither.
+fn names_another(content: &str) -> bool {
+    let content =
+        ["\\text", "\\mathrm", "\\mathbf"].iter().fold(content.to_string(), |text, command| text.replace(command, " "));
+    let content = content.trim_matches(|c: char| c.is_whitespace() || "{}~$\\".contains(c));
+    let bare = |text: &str| matches!(text.as_bytes(), [b'A'..=b'J']);
+    let label = |word: &str| {
+        let inner = word.strip_prefix(['(', '（']).unwrap_or(word);
+        inner.char_indices().nth(1).is_some_and(|(at, c)| bare(&inner[..at]) && ".．)）:：、".contains(c))
+    };
+    let mut words = content.split(|c: char| c.is_whitespace() || ",，、;；/&{}~$".contains(c)).filter(|word| !word.is_empty());
+    let separated = content.starts_with([',', '，', '、', ';', '；', '/', '&', '或', '和', '与', '及', '且'])
+        || words.clone().next().is_some_and(|word| matches!(word, "or" | "and" | "nor"));
+    separated || bare(content) || words.any(label)
+}
+
+/// The letters of "ABD" or "A, B and D".
+fn several(text: &str) -> Option<(String, bool)> {
+    let plain = ["\\text", "and", "和"].iter().fold(text.to_string(), |text, word| text.replace(word, " "));
+    let mut letters: Vec<char> = plain.chars().filter(char::is_ascii_uppercase).collect();
+    let known = plain.chars().all(|c| matches!(c, 'A'..='J') || c.is_whitespace() || ",，、;；{}$".contains(c));
+    letters.sort_unstable();
+    let distinct = letters.windows(2).all(|pair| pair[0] != pair[1]);
+    let apart = plain.trim().contains(|c: char| c.is_whitespace() || ",，、;；".contains(c));
+    (known && distinct && letters.len() >= 2).then(|| (letters.into_iter().collect(), apart))
 }
 
 /// (1)(3)(4) is a list of statements, no product.
@@ -123,7 +158,7 @@ fn bare(tokens: &[Token]) -> Vec<&Token> {
     let mut out: Vec<&Token> = Vec::new();
     for token in tokens {
         let single = *token == Token::Op('}') && out.len() >= 2 && *out[out.len() - 2] == Token::Op('{');
-        out.push(token);
+        out.push(if *token == Token::Op('∧') { &Token::Op(',') } else { token });
         if single {
             out.pop();
             let inner = out.pop();
@@ -134,25 +169,26 @@ fn bare(tokens: &[Token]) -> Vec<&Token> {
     out
 }
 
-/// The lower-case text of an answer that is only words.
+/// The lower-case text of an answer that is only words and letters.
 fn prose(tokens: &[Token]) -> Option<String> {
-    let mut words = false;
-    let mut text = String::new();
-    for token in tokens {
-        match token {
-            Token::Word(word) => {
-                words = true;
-                text += &word.to_lowercase().replace(' ', "");
-            }
-            Token::Letter(letter) => text += &letter.to_lowercase(),
-            _ => return None,
-        }
-    }
-    words.then_some(text)
+    let word = |token: &Token| match token {
+        Token::Word(word) | Token::Letter(word) => Some(word.to_lowercase().replace(' ', "")),
+        _ => None,
+    };
+    tokens.iter().map(word).collect()
+}
+
+/// Whether two answers are the same words, of which one may be spelled without \text.
+fn same_prose(a: &[Token], b: &[Token]) -> bool {
+    let worded = |tokens: &[Token]| tokens.iter().any(|token| matches!(token, Token::Word(_)));
+    (worded(a) || worded(b)) && prose(a).is_some_and(|text| prose(b) == Some(text))
 }
 
 impl Reading {
-    fn new(tokens: Vec<Token>) -> Reading {
+    fn new(mut tokens: Vec<Token>) -> Reading {
+        while tokens.last() == Some(&Token::Op('↵')) {
+            tokens.pop();
+        }
         let expr = labels(&tokens).or_else(|| parser::parse(&tokens));
         Reading { tokens, expr }
     }
@@ -162,55 +198,59 @@ impl Reading {
             return !self.tokens.is_empty();
         }
         match (&self.expr, &other.expr) {
-            (Some(a), Some(b)) => {
-                equal::same(a, b, options) || prose(&self.tokens).is_some_and(|p| prose(&other.tokens) == Some(p))
-            }
+            (Some(a), Some(b)) => equal::same(a, b, options) || same_prose(&self.tokens, &other.tokens),
             _ => bare(&self.tokens) == bare(&other.tokens),
         }
     }
 }
 
 impl Answer {
-    /// Reads an answer. Too long a text gives one that equals nothing.
+    /// Reads an answer. What is too long to be read equals the same text alone.
     pub fn parse(text: &str) -> Answer {
-        let text = if text.len() > 4 * lexer::MAX_TEXT { "" } else { trim(text) };
+        let text = trim(text);
         let mut readings = Vec::new();
-        if let Some(first) = lex(text, true) {
+        if text.len() > lexer::MAX_TEXT {
+            return Answer { text: text.to_string(), choice: None, options: None, readings, with_unit: None };
+        }
+        if let Some(first) = lex(text, Style::Thousands) {
             readings.push(Reading::new(first.tokens));
-            if first.ambiguous_comma {
-                readings.extend(lex(text, false).map(|second| Reading::new(second.tokens)));
+            if first.ambiguous {
+                readings.extend(lex(text, Style::Apart).map(|second| Reading::new(second.tokens)));
             }
         }
-        Answer { text: text.to_string(), choice: choice(text), readings }
+        let with_unit = with_unit(text).map(Box::new);
+        Answer { text: text.to_string(), choice: choice(text), options: several(text), readings, with_unit }
     }
 
     /// Whether this is the same answer as `gold`.
     pub fn equals(&self, gold: &Answer, options: Options) -> bool {
+        if self.text == gold.text && !self.text.is_empty() {
+            return true;
+        }
+        // A run of letters may be no choice at all, so two runs are compared as such.
+        if let (Some((own, apart)), Some((gold, gold_apart))) = (&self.options, &gold.options)
+            && (*apart || *gold_apart)
+        {
+            return own == gold;
+        }
         match (&self.choice, &gold.choice) {
             (Some(own), Some(gold)) if gold.letter.is_ascii_uppercase() => {
                 return own.letter.eq_ignore_ascii_case(&gold.letter);
             }
-            (Some(Choice { content: Some(content), .. }), None) => {
-                return Answer::parse_content(content).is_some_and(|answer| answer.equals(gold, options));
-            }
-            (None, Some(Choice { content: Some(content), .. })) => {
-                return Answer::parse_content(content).is_some_and(|gold| self.equals(&gold, options));
-            }
+            (Some(Choice { content: Some(content), .. }), None) => return content.equals(gold, options),
+            (None, Some(Choice { content: Some(content), .. })) => return self.equals(content, options),
             _ => {}
         }
         let pairs = self.readings.len().max(gold.readings.len());
-        let reading = |answer: &Answer, i: usize| answer.readings.get(i).or(answer.readings.last()).cloned();
-        let equal = (0..pairs).any(|i| match (reading(self, i), reading(gold, i)) {
-            (Some(a), Some(b)) => a.equals(&b, options),
+        let equal = (0..pairs).any(|i| match (self.reading(i), gold.reading(i)) {
+            (Some(a), Some(b)) => a.equals(b, options),
             _ => false,
         });
-        equal || self.value_before_unit().is_some_and(|value| gold.is_number() && value.equals(gold, options))
+        equal || self.with_unit.as_ref().is_some_and(|value| gold.is_number() && value.equals(gold, options))
     }
 
-    /// The text after an option letter, which is not an option again.
-    fn parse_content(content: &str) -> Option<Answer> {
-        let answer = Answer::parse(content);
-        answer.choice.is_none().then_some(answer)
+    fn reading(&self, i: usize) -> Option<&Reading> {
+        self.readings.get(i).or(self.readings.last())
     }
 
     fn is_number(&self) -> bool {
@@ -221,14 +261,12 @@ impl Answer {
             })
         })
     }
+}
 
-    /// "5 m/s" in plain text: the number with its unit, whose letters alone would be variables.
-    fn value_before_unit(&self) -> Option<Answer> {
-        let (number, unit) = self.text.split_once(' ')?;
-        Unit::parse_known(unit)?;
-        let worded = Answer::parse(&format!("{number}\\text{{ {unit}}}"));
-        (worded.is_number() && !Answer::parse(unit).readings.is_empty()).then_some(worded)
-    }
+fn with_unit(text: &str) -> Option<Answer> {
+    let (number, unit) = text.split_once(' ')?;
+    Unit::parse_known(unit)?;
+    Some(Answer::parse(&format!("{number}\\text{{ {unit}}}"))).filter(Answer::is_number)
 }
 
 /// Whether a relation between two rational numbers holds.
@@ -244,12 +282,8 @@ fn truth(sides: &[Expr], signs: &[char]) -> Option<bool> {
     }
 }
 
-/// Whether `prediction` is the same answer as `gold`.
-pub fn is_equal(prediction: &str, gold: &str, options: Options) -> bool {
-    Answer::parse(prediction).equals(&Answer::parse(gold), options)
-}
-
 /// A single expression or equation: what LIMO's rules hand to a computer algebra system.
+#[derive(Debug, Clone)]
 pub struct Symbolic(Expr);
 
 impl Symbolic {
@@ -267,15 +301,15 @@ impl Symbolic {
         if !text.is_ascii() || NOT_LATEX.iter().any(|part| text.contains(part)) || words.into_iter().any(plain) {
             return None;
         }
-        let mut tokens = lex(text, false)?.tokens;
+        let mut tokens = lex(text, Style::Sympy)?.tokens;
         while matches!(tokens.last(), Some(Token::Op('+' | '-' | '*' | '/' | '=' | '^' | '<' | '>'))) {
             tokens.pop();
         }
-        let decimal = |token: &Token| match token {
+        let known = |token: &Token| match token {
             Token::Number { exponent, .. } => *exponent == 0,
-            token => !matches!(token, Token::Repeating(_)),
+            token => !matches!(token, Token::Repeating(_) | Token::Op('±' | '∓' | ';')),
         };
-        let expr = if tokens.iter().all(decimal) { parser::parse_as_sympy(&tokens)? } else { return None };
+        let expr = if tokens.iter().all(known) { parser::parse_as_sympy(&tokens)? } else { return None };
         let relation =
             matches!(&expr, Expr::Relation(operands, _) if operands.len() == 2 && operands.iter().all(Expr::is_scalar));
         (relation || expr.is_scalar()).then_some(Symbolic(expr))
@@ -295,7 +329,10 @@ impl Symbolic {
                 identity::identical(&a, &b) || identity::identical(&a.negative(), &b)
             }
             (Expr::Relation(..), _) | (_, Expr::Relation(..)) => false,
-            (a, b) => a == b || identity::identical(a, b),
+            (a, b) => match (a.exact(), b.exact()) {
+                (Some(x), Some(y)) if x == y => true,
+                _ => a == b || identity::identical(a, b),
+            },
         }
     }
 

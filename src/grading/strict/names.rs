@@ -141,6 +141,7 @@ pub const IGNORED: &[&str] = &[
     "bf",
     "it",
     "rm",
+    "underline",
     "enspace",
     "thinspace",
     "space",
@@ -160,10 +161,28 @@ pub const TEXT: &[&str] =
 
 /// Commands that decorate a variable.
 pub const ACCENTS: &[&str] =
-    &["vec", "hat", "bar", "overline", "dot", "ddot", "tilde", "widehat", "widetilde", "overrightarrow", "mathbb", "underline"];
+    &["vec", "hat", "bar", "overline", "dot", "ddot", "tilde", "widehat", "widetilde", "overrightarrow", "mathbb"];
 
 /// Words that separate answers.
-pub const SEPARATORS: &[&str] = &["or", "and", "或", "和", "与", "及", "以及", "或者", "且"];
+pub const SEPARATORS: &[&str] = &["or", "或", "和", "与", "及", "以及", "或者"];
+
+/// Words that separate answers, and between inequalities ask for both.
+pub const CONJUNCTIONS: &[&str] = &["and", "且"];
+
+/// Words after a number that multiply it, and by what: a number and its power of ten.
+pub const MULTIPLIERS: &[(&str, &str, i32)] = &[
+    ("dozen", "12", 0),
+    ("hundred", "1", 2),
+    ("thousand", "1", 3),
+    ("million", "1", 6),
+    ("billion", "1", 9),
+    ("trillion", "1", 12),
+    ("百万", "1", 6),
+    ("千万", "1", 7),
+    ("万亿", "1", 12),
+    ("万", "1", 4),
+    ("亿", "1", 8),
+];
 
 /// Words that are not a product of their letters though they are short.
 pub const UNIT_WORDS: &[&str] = &[

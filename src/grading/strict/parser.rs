@@ -69,7 +69,15 @@ fn hoist(expr: Expr) -> Expr {
             }
             last => {
                 parts.extend(last);
-                Expr::Product(parts)
+                match parts.first() {
+                    // \$5 million
+                    Some(Expr::Quantity(_, unit)) if !unit.is_percent() && !unit.is_degree() => {
+                        let Expr::Quantity(value, unit) = parts.remove(0) else { return Expr::Product(parts) };
+                        parts.insert(0, *value);
+                        quantity(Expr::Product(parts), unit)
+                    }
+                    _ => Expr::Product(parts),
+                }
             }
         },
         Expr::Quotient(over, under) => match *under {
@@ -97,6 +105,32 @@ fn hoist(expr: Expr) -> Expr {
         }
         other => other,
     }
+}
+
+/// The variable of an inequality or membership, or of several joined by "and".
+fn condition(expr: &Expr) -> Option<&Expr> {
+    match expr {
+        Expr::Relation(operands, signs) if signs.iter().all(|sign| "<>≤≥≠∈".contains(*sign)) => {
+            operands.iter().find(|operand| matches!(operand, Expr::Symbol(_)))
+        }
+        Expr::Join('∧', parts) => condition(&parts[0]),
+        _ => None,
+    }
+}
+
+/// Makes one of the last two items if they are conditions on one variable: x > 2 and x < 3 is no list of two answers.
+fn conjoin(items: &mut Vec<Expr>) {
+    let [.., before, last] = items.as_slice() else { return };
+    if condition(before).is_none() || condition(before) != condition(last) {
+        return;
+    }
+    let last = items.pop();
+    let mut parts = match items.pop() {
+        Some(Expr::Join('∧', parts)) => parts,
+        before => Vec::from_iter(before),
+    };
+    parts.extend(last);
+    items.push(Expr::Join('∧', parts));
 }
 
 fn one(function: Function, argument: Expr) -> Expr {
@@ -168,11 +202,14 @@ impl<'a> Parser<'a> {
         result
     }
 
-    /// Expressions separated by commas or semicolons, up to one of `closing` or the end. With `expand`, one with ± is two.
+    /// Expressions separated by commas, semicolons or "and", up to one of `closing` or the end. With `expand`, one with ± is two.
     fn items(&mut self, closing: &[char], expand: bool) -> Option<Vec<Expr>> {
         let mut items = Vec::new();
         loop {
-            while self.eat(',') || self.eat(';') {}
+            let mut and = false;
+            while self.eat(',') || self.eat(';') || self.is_op(0, '∧') {
+                and |= self.eat('∧');
+            }
             match self.op() {
                 None if self.peek().is_none() => return Some(items),
                 Some(c) if closing.contains(&c) => return Some(items),
@@ -182,7 +219,10 @@ impl<'a> Parser<'a> {
                 true => self.both_signs(&mut items)?,
                 false => items.push(self.relation()?),
             }
-            if !matches!(self.op(), Some(',' | ';')) {
+            if and {
+                conjoin(&mut items);
+            }
+            if !matches!(self.op(), Some(',' | ';' | '∧')) {
                 return Some(items);
             }
         }
@@ -266,8 +306,8 @@ impl<'a> Parser<'a> {
             if signs == 0 && !parts.is_empty() {
                 return Some(if parts.len() == 1 { parts.remove(0) } else { Expr::Sum(parts) });
             }
-            let product = self.product()?;
-            parts.push(if minus { product.negative() } else { product });
+            let ratio = self.ratio()?;
+            parts.push(if minus { ratio.negative() } else { ratio });
         }
     }
 
@@ -278,17 +318,40 @@ impl<'a> Parser<'a> {
                 '|' | '‖' => !self.bar_closes,
                 _ => "([{⦃⌊⌈∞⟨∅".contains(*c),
             },
-            // Two numbers side by side are no product.
-            Some(Token::Number { .. }) => self.at > 0 && !matches!(self.tokens[self.at - 1], Token::Number { .. }),
+            // Two numbers side by side are no product, unless the first is a script: 2^3 100.
+            Some(Token::Number { .. }) => match &self.tokens[..self.at] {
+                [.., Token::Op('^' | '_'), Token::Number { .. }] => !self.as_sympy,
+                [.., Token::Number { .. }] | [] => false,
+                _ => true,
+            },
             Some(Token::Repeating(_) | Token::End(_)) | None => false,
             _ => true,
         }
     }
 
+    /// a : b is a quotient; a : b : c is no quotient of a quotient.
+    fn ratio(&mut self) -> Option<Expr> {
+        let mut parts = vec![self.product()?];
+        while !self.as_sympy && !self.bar_closes && self.eat(':') {
+            let minus = self.sign();
+            let part = self.product()?;
+            parts.push(if minus == Some(true) { part.negative() } else { part });
+        }
+        let last = parts.pop()?;
+        Some(match parts.len() {
+            0 => last,
+            1 => quotient(parts.pop()?, last),
+            _ => {
+                parts.push(last);
+                Expr::Ratio(parts)
+            }
+        })
+    }
+
     fn product(&mut self) -> Option<Expr> {
         let mut parts = vec![self.factor()?];
         loop {
-            let divide = self.is_op(0, '/') || self.is_op(0, ':') && !self.bar_closes;
+            let divide = self.is_op(0, '/') || self.is_op(0, ':') && self.as_sympy && !self.bar_closes;
             if divide || self.eat('*') {
                 self.at += usize::from(divide);
                 let minus = self.sign();
@@ -339,19 +402,27 @@ impl<'a> Parser<'a> {
                     }
                 }
                 Some(Token::Word(word)) if !matches!(value, Expr::Symbol(_)) || Unit::parse_known(word).is_some() => {
-                    Expr::Quantity(Box::new(value), self.unit()?)
+                    let unit = self.unit()?;
+                    if unit.is_degree() { self.degrees(value) } else { Expr::Quantity(Box::new(value), unit) }
                 }
                 _ => return Some(value),
             };
         }
     }
 
-    /// Degrees, perhaps Celsius or Fahrenheit, whose letter is dropped.
+    /// Degrees, or those of Celsius or Fahrenheit where their letter follows. SymPy knows angles alone.
     fn degrees(&mut self, value: Expr) -> Expr {
-        if matches!(self.peek(), Some(Token::Letter(c)) if c == "C" || c == "F") {
-            self.at += 1;
-        }
-        Expr::Quantity(Box::new(value), Unit::degree())
+        let scale = match self.peek() {
+            Some(Token::Letter(scale) | Token::Word(scale)) => scale.to_lowercase(),
+            _ => String::new(),
+        };
+        let unit = match scale.as_str() {
+            "c" | "celsius" => Some(Unit::celsius()),
+            "f" | "fahrenheit" => Some(Unit::fahrenheit()),
+            _ => None,
+        };
+        self.at += usize::from(unit.is_some());
+        Expr::Quantity(Box::new(value), unit.filter(|_| !self.as_sympy).unwrap_or_else(Unit::degree))
     }
 
     fn exponent(&mut self) -> Option<Expr> {

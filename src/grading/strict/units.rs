@@ -43,6 +43,8 @@ const TABLE: &[(&str, &[&str], i64, i64)] = &[
     ("euro", &["€", "euro"], 1, 1),
     ("£", &["£"], 1, 1),
     ("degree", &["degree", "deg", "°", "度"], 1, 1),
+    ("celsius", &["celsius"], 1, 1),
+    ("fahrenheit", &["fahrenheit"], 1, 1),
     ("radian", &["radian", "rad", "弧度"], 1, 1),
     ("percent", &["percent", "%", "pct"], 1, 1),
     ("V", &["V", "volt"], 1, 1),
@@ -65,6 +67,38 @@ const REWRITES: &[(&str, &str)] = &[
     ("children", "child"),
 ];
 
+/// Words after a number that make it another answer.
+const NO_UNITS: &[&str] = &[
+    "or",
+    "and",
+    "not",
+    "no",
+    "more",
+    "less",
+    "fewer",
+    "at",
+    "most",
+    "least",
+    "above",
+    "below",
+    "over",
+    "under",
+    "than",
+    "greater",
+    "smaller",
+    "higher",
+    "lower",
+    "plus",
+    "minus",
+    "squared",
+    "cubed",
+    "factorial",
+    "pi",
+];
+
+/// The same in Chinese, where they stand within a word.
+const NO_UNIT_PARTS: &[&str] = &["以上", "以下", "以内", "以外", "不到", "超过", "至少", "至多"];
+
 impl Unit {
     fn base(name: &str) -> Unit {
         Unit { bases: BTreeMap::from([(name.to_string(), 1)]), factor: Rational::one() }
@@ -76,6 +110,15 @@ impl Unit {
 
     pub fn degree() -> Unit {
         Unit::base("degree")
+    }
+
+    /// A temperature is no angle, and no multiple of one on the other scale.
+    pub fn celsius() -> Unit {
+        Unit::base("celsius")
+    }
+
+    pub fn fahrenheit() -> Unit {
+        Unit::base("fahrenheit")
     }
 
     pub fn is_percent(&self) -> bool {
@@ -96,12 +139,14 @@ impl Unit {
         self.bases.keys().all(|name| TABLE.iter().any(|(base, ..)| base == name))
     }
 
-    /// This unit to a power. None out of range.
+    /// This unit to a power. None out of range, also where the powers of its bases are: square units may nest.
     pub fn power(&self, exponent: i32) -> Option<Unit> {
+        const MAX_POWER: u32 = 12;
         if !(1..=4).contains(&exponent.unsigned_abs()) {
             return None;
         }
-        let bases = self.bases.iter().map(|(name, power)| Some((name.clone(), power.checked_mul(exponent)?)));
+        let power = |power: i32| Some(power * exponent).filter(|power| power.unsigned_abs() <= MAX_POWER);
+        let bases = self.bases.iter().map(|(name, old)| Some((name.clone(), power(*old)?)));
         Some(Unit { bases: bases.collect::<Option<_>>()?, factor: self.factor.pow(exponent) })
     }
 
@@ -139,6 +184,12 @@ impl Unit {
                 }
             }
         }
+        // Degrees Celsius are a unit of their own.
+        if let Some(unit) = &mut unit
+            && ["celsius", "fahrenheit"].iter().any(|scale| unit.bases.contains_key(*scale))
+        {
+            unit.bases.remove("degree");
+        }
         unit.filter(|u| u.bases.len() <= 6)
     }
 
@@ -160,6 +211,9 @@ impl Unit {
             return None;
         }
         let lower = word.to_lowercase();
+        if NO_UNITS.contains(&lower.as_str()) || NO_UNIT_PARTS.iter().any(|part| word.contains(part)) {
+            return None;
+        }
         // Short names keep their case: mg is not MG.
         let spelling = if word.chars().count() <= 2 { word } else { &lower };
         let singular = match spelling.strip_suffix('s') {

@@ -278,7 +278,9 @@ impl Parser<'_> {
         self.at += 1;
         let base = match name == "log" && self.eat('_') {
             true => {
-                let one_digit = self.as_sympy;
+                // \log_28 has base 2, as LaTeX sets it. There is no base 1: \log_10 is meant as it is written.
+                let ten = matches!(self.peek(), Some(Token::Number { digits, .. }) if digits.starts_with('1'));
+                let one_digit = self.as_sympy || !ten;
                 Some(self.nested(false, |p| p.argument(one_digit))?)
             }
             false => (name == "lg").then(|| integer(10)),
