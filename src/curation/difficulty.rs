@@ -60,7 +60,11 @@ impl Tally {
         let graded = self.counts.entry(id).or_default();
         if let Some(number) = number {
             match graded.numbers.binary_search(&number) {
-                Ok(_) => return Err(format!("sample {number} of this problem was there before")),
+                Ok(_) => {
+                    return Err(format!(
+                        "sample {number} of this problem was there before; samples of another model belong in a file of their own"
+                    ));
+                }
                 Err(at) => graded.numbers.insert(at, number),
             }
         }

@@ -436,6 +436,45 @@ fn rows_that_belong_together_must_be_there() {
     assert!(code == 2 && error.contains("--rule"), "{error}");
 }
 
+/// Several models of one file are graded apart, and what a row lacks is the gold row's.
+#[test]
+fn models_are_graded_apart() {
+    let folder = Folder::new();
+    let gold = folder.write(
+        "gold.jsonl",
+        &[
+            json!({"id": "a", "problem": "A?", "answer": 5, "level": 1}),
+            json!({"id": "b", "question": "B?", "answer": "6", "source": "s"}),
+        ],
+    );
+    let sample = |id: &str, model: &str, number: usize, answer: &str| json!({"id": id, "model": model, "sample": number, "text": response(answer)});
+    let samples = [
+        sample("a", "x", 0, "5"),
+        sample("a", "x", 1, "5"),
+        sample("b", "x", 0, "1"),
+        sample("b", "x", 1, "6"),
+        sample("a", "y", 0, "7"),
+        sample("a", "y", 1, "7"),
+    ];
+    let (code, rows, error) = run("limo-grade", &["--gold", &gold, "--k", "2,1,2,3"], lines(&samples));
+    assert!(code == 3 && error.contains("gold.jsonl:2: id b has no samples of y"), "{error}");
+    assert!(error.contains("no pass@3 and maj@3: id a has 2 samples"), "{error}");
+    let line = |start: &str| {
+        error.lines().find(|line| line.starts_with(start)).unwrap().split_whitespace().map(str::to_string).collect::<Vec<_>>()
+    };
+    let (x, y) = (line("x "), line("y "));
+    assert_eq!(
+        (&x[1..5], x[x.len() - 6..].join(" ").as_str()),
+        (&["2", "4", "75.0", "%"].map(String::from)[..], "75.0 % 100.0 % 75.0 %")
+    );
+    assert_eq!(
+        (&y[1..5], y[y.len() - 6..].join(" ").as_str()),
+        (&["1", "2", "0.0", "%"].map(String::from)[..], "0.0 % 0.0 % 0.0 %")
+    );
+    assert!(line("x, level: 1").len() > 5);
+    assert!(rows[0]["problem"] == "A?" && rows[0]["answer"] == 5 && rows[2]["question"] == "B?" && rows[2]["source"] == "s");
+}
+
 /// LIMO's experiments: the same problems at each level of quality, problems of some levels.
 #[test]
 fn chains_are_chosen_by_fields_and_by_problems() {

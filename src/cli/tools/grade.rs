@@ -1,7 +1,7 @@
 //! `limo-grade`.
 
 use super::frame::{Frame, FrameArgs, Place, Source};
-use crate::curation::fields::{CHAINS, PROBLEMS, Row, id, present, text};
+use crate::curation::fields::{CHAINS, PROBLEMS, Row, id, present, text, value};
 use crate::error::{Error, Result};
 use crate::grading::strict::Options;
 use crate::grading::{Estimate, Extraction, Gold, Mode, Votes, majority_at_k, mean_with_interval, pass_at_k, votes};
@@ -66,7 +66,10 @@ struct Problem {
 /// Fields of gold rows that samples are given.
 const JOINED: [&str; 7] = ["problem", "question", "prompt", "answer", "source", "subject", "level"];
 
-/// The samples of a problem.
+/// The samples of each problem by each model, which is empty where rows name none.
+type Graded = BTreeMap<(String, String), Samples>;
+
+/// The samples of a problem by a model.
 #[derive(Default)]
 struct Samples {
     groups: Vec<String>,
@@ -81,7 +84,7 @@ pub fn run(args: GradeArgs) -> Result<()> {
     let inputs: Vec<(&str, &Path)> = args.gold.iter().map(|path| ("--gold", path.as_path())).collect();
     let mut frame = Frame::open(&args.frame, &inputs, &[])?;
     let problems = args.gold.as_ref().map(|path| read_gold(&mut frame, path, mode)).transpose()?;
-    let mut graded: BTreeMap<String, Samples> = BTreeMap::new();
+    let mut graded = Graded::new();
     let mut number = 0usize;
     while let Some((place, mut row)) = frame.next_row()? {
         let result = grade(&mut row, number, problems.as_ref(), &mut graded, mode, args.extract);
@@ -93,19 +96,23 @@ pub fn run(args: GradeArgs) -> Result<()> {
     }
     // Once nobody reads what is written, samples are left unread.
     let all_read = !frame.closed;
-    for (id, problem) in problems.iter().flatten() {
-        if all_read && !graded.contains_key(id) {
-            frame.broken_beside(&problem.place, &format!("id {id} has no samples"))?;
+    let models: BTreeSet<String> = graded.keys().map(|(model, _)| model.clone()).collect();
+    let models = if models.is_empty() { BTreeSet::from([String::new()]) } else { models };
+    for model in models.iter().filter(|_| all_read) {
+        for (id, problem) in problems.iter().flatten().filter(|(id, _)| !graded.contains_key(&(model.clone(), id.to_string())))
+        {
+            let by = if model.is_empty() { String::new() } else { format!(" of {model}") };
+            frame.broken_beside(&problem.place, &format!("id {id} has no samples{by}"))?;
         }
     }
-    if let Some((id, fewest)) =
-        graded.iter().map(|(id, samples)| (id, samples.answers.len())).min_by_key(|(_, samples)| *samples)
-    {
-        for k in args.k.iter().filter(|&&k| k as usize > fewest) {
+    let ks: BTreeSet<usize> = args.k.iter().map(|&k| k as usize).collect();
+    let samples = graded.iter().map(|((_, id), samples)| (id, samples.answers.len()));
+    if let Some((id, fewest)) = samples.min_by_key(|(_, samples)| *samples) {
+        for k in ks.iter().filter(|&&k| k > fewest) {
             frame.tell(&format!("no pass@{k} and maj@{k}: id {id} has {fewest} samples"));
         }
     }
-    let table = table(&graded, &args.k, mode);
+    let table = table(&graded, &ks, mode);
     let headers: Vec<&str> = table.headers.iter().map(String::as_str).collect();
     super::print_table(&frame, &headers, &table.rows);
     frame.finish("Grades", |report| {
@@ -142,9 +149,8 @@ fn read_gold(frame: &mut Frame, path: &PathBuf, mode: Mode) -> Result<BTreeMap<S
 
 fn gold(row: &Row, mode: Mode) -> Result<Gold, String> {
     // Where the answer is the text of an option, its letter stands beside it.
-    let value =
-        present(row, "choice_answer").or_else(|| present(row, "answer")).ok_or("no gold answer: field `answer` is missing")?;
-    Gold::new(value, mode).ok_or_else(|| "no gold answer: field `answer` is empty".to_string())
+    let value = present(row, "choice_answer").or_else(|| present(row, "answer")).ok_or("no gold answer: no \"answer\"")?;
+    Gold::new(value, mode).ok_or_else(|| "no gold answer: \"answer\" is empty".to_string())
 }
 
 fn groups(row: &Row) -> Vec<String> {
@@ -161,7 +167,7 @@ fn grade(
     row: &mut Row,
     number: usize,
     problems: Option<&BTreeMap<String, Problem>>,
-    graded: &mut BTreeMap<String, Samples>,
+    graded: &mut Graded,
     mode: Mode,
     extract: ExtractChoice,
 ) -> Result<(), String> {
@@ -177,10 +183,10 @@ fn grade(
             (&own, groups(row))
         }
     };
-    let samples = graded.get(&id);
+    let model = present(row, "model").map_or_else(String::new, |_| value(row, "model"));
+    let samples = graded.get(&(model.clone(), id.clone()));
     let name = present(row, "sample").map_or_else(|| samples.map_or(0, |s| s.answers.len()).to_string(), Value::to_string);
-    let model = present(row, "model").map_or_else(String::new, Value::to_string);
-    if samples.is_some_and(|samples| samples.names.contains(&format!("{name} {model}"))) {
+    if samples.is_some_and(|samples| samples.names.contains(&name)) {
         return Err(format!("sample {name} of id {id} was graded already"));
     }
     let choice = matches!(gold.text().trim().as_bytes(), [b'A'..=b'J']);
@@ -205,8 +211,8 @@ fn grade(
             row.insert(name.clone(), value.clone());
         }
     }
-    let samples = graded.entry(id).or_insert_with(|| Samples { groups, ..Samples::default() });
-    samples.names.insert(format!("{name} {model}"));
+    let samples = graded.entry((model, id)).or_insert_with(|| Samples { groups, ..Samples::default() });
+    samples.names.insert(name);
     samples.answers.push((answer, correct));
     Ok(())
 }
@@ -216,16 +222,18 @@ struct Table {
     rows: Vec<Vec<String>>,
 }
 
-/// What is estimated of a group of problems.
-fn table(graded: &BTreeMap<String, Samples>, ks: &[u32], mode: Mode) -> Table {
-    let mut by_group: BTreeMap<&str, Vec<&Samples>> = BTreeMap::new();
-    for samples in graded.values() {
-        by_group.entry("").or_default().push(samples);
-        samples.groups.iter().for_each(|name| by_group.entry(name).or_default().push(samples));
+/// What is estimated of groups of problems, of each model if there are several.
+fn table(graded: &Graded, ks: &BTreeSet<usize>, mode: Mode) -> Table {
+    let several = graded.keys().any(|(model, _)| Some(model) != graded.keys().next().map(|(model, _)| model));
+    let mut by_group: BTreeMap<(&str, &str), Vec<&Samples>> = BTreeMap::new();
+    for ((model, _), samples) in graded {
+        let model = if several { model.as_str() } else { "" };
+        by_group.entry((model, "")).or_default().push(samples);
+        samples.groups.iter().for_each(|name| by_group.entry((model, name)).or_default().push(samples));
     }
     // A vote of one sample is that sample.
     let fewest = graded.values().map(|samples| samples.answers.len()).min().unwrap_or(0);
-    let ks: Vec<usize> = ks.iter().map(|&k| k as usize).filter(|&k| k <= fewest).collect();
+    let ks: Vec<usize> = ks.iter().copied().filter(|&k| k <= fewest).collect();
     let voting = graded.values().filter(|_| ks.iter().any(|&k| k > 1));
     let votes: HashMap<*const Samples, Vec<Votes>> =
         voting.map(|samples| (std::ptr::from_ref(samples), votes(&samples.answers, mode))).collect();
@@ -233,11 +241,15 @@ fn table(graded: &BTreeMap<String, Samples>, ks: &[u32], mode: Mode) -> Table {
     headers.extend(ks.iter().map(|k| format!("pass@{k}")));
     headers.extend(ks.iter().filter(|&&k| k > 1).map(|k| format!("maj@{k}")));
     let percent = |share: f64| format!("{:.1} %", 100.0 * share);
-    let row = |(name, samples): (&str, Vec<&Samples>)| {
+    let name = |(model, group): (&str, &str)| match (model, group) {
+        ("", "") => if several { "no model" } else { "all" }.to_string(),
+        ("", name) | (name, "") => name.to_string(),
+        (model, group) => format!("{model}, {group}"),
+    };
+    let row = |(group, samples): ((&str, &str), Vec<&Samples>)| {
         let count: usize = samples.iter().map(|samples| samples.answers.len()).sum();
         let results: Vec<(usize, usize)> = samples.iter().map(|samples| (samples.correct(), samples.answers.len())).collect();
-        let mut cells =
-            vec![if name.is_empty() { "all" } else { name }.to_string(), samples.len().to_string(), count.to_string()];
+        let mut cells = vec![name(group), samples.len().to_string(), count.to_string()];
         match mean_with_interval(&results, 0.95) {
             Some(Estimate { mean, low, high, .. }) => {
                 cells.extend([percent(mean), format!("{:.1} to {:.1}", 100.0 * low, 100.0 * high)])
@@ -271,7 +283,7 @@ impl Samples {
 }
 
 /// Problems by how many of their samples are right, or by shares if these are many or not the same number of all.
-fn solved(graded: &BTreeMap<String, Samples>) -> (&'static str, Vec<Bar>) {
+fn solved(graded: &Graded) -> (&'static str, Vec<Bar>) {
     const MOST: usize = 16;
     const BINS: usize = 10;
     let counts: BTreeSet<usize> = graded.values().map(|samples| samples.answers.len()).collect();
