@@ -195,7 +195,7 @@ impl Lexer<'_> {
                 let number = Token::Number { digits, exponent: 0 };
                 self.tokens.extend([Token::Op('_'), Token::Op('{'), number, Token::Op('}')]);
             }
-            '€' | '£' | '¥' => {
+            '€' | '£' | '¥' | '¢' => {
                 self.tokens.push(Token::Word(c.into()));
                 self.at += 1;
             }
@@ -372,7 +372,7 @@ impl Lexer<'_> {
             return Some(());
         }
         let name = self.take_while(|c| c.is_ascii_alphabetic());
-        let name = name.as_str();
+        let name = if name == "overrightarrow" { "vec" } else { name.as_str() };
         if matches!(name, "left" | "right") {
             // A dot stands for no bracket.
             self.at += usize::from(self.peek(0) == Some('.'));
@@ -460,7 +460,8 @@ impl Lexer<'_> {
             return group(3).map(|width| (width, false));
         }
         let adjacent = self.peek(0) == Some(',') && self.peek(1).is_some_and(|c| c.is_ascii_digit());
-        if adjacent { group(1).map(|width| (width, false)) } else { None }
+        // No number of a list starts with a zero, so 1,000 is no list.
+        if adjacent { group(1).map(|width| (width, self.peek(1) == Some('0') && self.style == Style::Apart)) } else { None }
     }
 
     fn number(&mut self) -> Option<()> {

@@ -71,7 +71,6 @@ pub(super) fn trim(text: &str) -> &str {
 
 fn choice(text: &str) -> Option<Choice> {
     let text = text.trim_matches(|c: char| c.is_whitespace() || "$*".contains(c));
-    let text = ["option ", "Option "].iter().find_map(|word| text.strip_prefix(word)).unwrap_or(text);
     let mut text = Cow::Borrowed(text);
     for command in ["\\text", "\\mathrm", "\\textbf", "\\mathbf"] {
         let inner = text.strip_prefix(command).map(str::trim_start).and_then(|rest| rest.strip_prefix('{'));
@@ -79,6 +78,8 @@ fn choice(text: &str) -> Option<Choice> {
             text = Cow::Owned(format!("{}{rest}", inner.trim()));
         }
     }
+    const BEFORE: &[&str] = &["option ", "Option ", "choice ", "Choice ", "答案是", "选"];
+    let text = BEFORE.iter().find_map(|word| text.strip_prefix(word)).unwrap_or(&text);
     let mut rest = text.chars();
     let mut next = rest.next()?;
     let bracket = matches!(next, '(' | '（');
@@ -173,6 +174,7 @@ fn bare(tokens: &[Token]) -> Vec<&Token> {
 fn prose(tokens: &[Token]) -> Option<String> {
     let word = |token: &Token| match token {
         Token::Word(word) | Token::Letter(word) => Some(word.to_lowercase().replace(' ', "")),
+        Token::Op('¬') => Some("not".into()),
         _ => None,
     };
     tokens.iter().map(word).collect()
@@ -197,8 +199,11 @@ impl Reading {
         if self.tokens == other.tokens {
             return !self.tokens.is_empty();
         }
+        if same_prose(&self.tokens, &other.tokens) {
+            return true;
+        }
         match (&self.expr, &other.expr) {
-            (Some(a), Some(b)) => equal::same(a, b, options) || same_prose(&self.tokens, &other.tokens),
+            (Some(a), Some(b)) => equal::same(a, b, options),
             _ => bare(&self.tokens) == bare(&other.tokens),
         }
     }
