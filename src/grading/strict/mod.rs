@@ -303,7 +303,13 @@ impl Symbolic {
             0 => piece,
             _ => piece.trim_start_matches(|c: char| c.is_ascii_alphabetic()),
         });
-        if !text.is_ascii() || NOT_LATEX.iter().any(|part| text.contains(part)) || words.into_iter().any(plain) {
+        // Its lexer knows no line break and no command that starts with a digit: stripping \pm as a unit leaves such ones.
+        let broken = text
+            .trim_end_matches('\\')
+            .split('\\')
+            .skip(1)
+            .any(|piece| piece.is_empty() || piece.starts_with(|c: char| c.is_ascii_digit()));
+        if broken || !text.is_ascii() || NOT_LATEX.iter().any(|part| text.contains(part)) || words.into_iter().any(plain) {
             return None;
         }
         let mut tokens = lex(text, Style::Sympy)?.tokens;
