@@ -26,7 +26,7 @@ pub struct Answer {
     text: String,
     choice: Option<Choice>,
     /// Letters of several options, sorted, and whether separators stand between them.
-    options: Option<(String, bool)>,
+    letters: Option<(String, bool)>,
     /// With commas and spaces between digits read as thousands separators, then not. One, if that is the same.
     readings: Vec<Reading>,
     /// "5 m/s" in plain text: the number with its unit, whose letters alone would be variables.
@@ -215,7 +215,7 @@ impl Answer {
         let text = trim(text);
         let mut readings = Vec::new();
         if text.len() > lexer::MAX_TEXT {
-            return Answer { text: text.to_string(), choice: None, options: None, readings, with_unit: None };
+            return Answer { text: text.to_string(), choice: None, letters: None, readings, with_unit: None };
         }
         if let Some(first) = lex(text, Style::Thousands) {
             readings.push(Reading::new(first.tokens));
@@ -224,7 +224,7 @@ impl Answer {
             }
         }
         let with_unit = with_unit(text).map(Box::new);
-        Answer { text: text.to_string(), choice: choice(text), options: several(text), readings, with_unit }
+        Answer { text: text.to_string(), choice: choice(text), letters: several(text), readings, with_unit }
     }
 
     /// Whether this is the same answer as `gold`.
@@ -233,7 +233,7 @@ impl Answer {
             return true;
         }
         // A run of letters may be no choice at all, so two runs are compared as such.
-        if let (Some((own, apart)), Some((gold, gold_apart))) = (&self.options, &gold.options)
+        if let (Some((own, apart)), Some((gold, gold_apart))) = (&self.letters, &gold.letters)
             && (*apart || *gold_apart)
         {
             return own == gold;
