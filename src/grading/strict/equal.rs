@@ -65,6 +65,19 @@ fn definition(expr: &Expr) -> Option<&Expr> {
     }
 }
 
+/// The answer before "k ∈ ℤ", which only says what its parameter is.
+fn before_parameter(expr: &Expr) -> Option<Expr> {
+    let Expr::List(items) = expr else { return None };
+    let (Expr::Relation(operands, signs), rest) = items.split_last()? else { return None };
+    let integer = matches!(operands.as_slice(), [Expr::Symbol(_), Expr::Symbol(set)] if set == "mathbb Z" || set == "ℤ");
+    match rest {
+        _ if !integer || *signs != ['∈'] => None,
+        [] => None,
+        [only] => Some(only.clone()),
+        several => Some(Expr::List(several.to_vec())),
+    }
+}
+
 /// The letters of a list of definitions, without their subscripts, if there are several: in x = 1, y = 2 it matters which
 /// is which, in x_1 = 1, x_2 = 2 it does not.
 fn defines_several(items: &[Expr]) -> bool {
@@ -114,6 +127,11 @@ impl Comparison {
         }
         if a == b {
             return true;
+        }
+        match (before_parameter(a), before_parameter(b)) {
+            (Some(a), None) => return self.same(&a, b),
+            (None, Some(b)) => return self.same(a, &b),
+            _ => {}
         }
         match (a, b) {
             (Expr::Tuple(o, c, x), Expr::Tuple(p, d, y)) => {

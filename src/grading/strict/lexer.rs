@@ -1,8 +1,8 @@
 //! From the text of an answer, LaTeX or plain, to tokens in one spelling.
 
-use super::names::{
-    ACCENTS, ALIASES, CONJUNCTIONS, FUNCTIONS, GREEK, IGNORED, MULTIPLIERS, PLAIN_WORDS, SEPARATORS, SYMBOLS, TEXT, UNIT_WORDS,
-};
+mod words;
+
+use super::names::{ACCENTS, IGNORED, SYMBOLS, TEXT};
 
 /// The longest answer that is looked at, in bytes.
 pub const MAX_TEXT: usize = 8192;
@@ -113,13 +113,6 @@ fn is_cjk(c: char) -> bool {
     matches!(c, '\u{3400}'..='\u{9FFF}' | '\u{F900}'..='\u{FAFF}')
 }
 
-/// Whether three letters are a word rather than a product: a vowel between consonants.
-fn is_short_word(run: &str) -> bool {
-    let vowel = |b: &u8| b"aeiou".contains(b);
-    matches!(run.as_bytes(), [a, b, c] if run.is_ascii() && !vowel(a) && vowel(b) && !vowel(c))
-        && run.bytes().all(|b| b.is_ascii_lowercase())
-}
-
 impl Lexer<'_> {
     fn peek(&self, ahead: usize) -> Option<char> {
         self.text.get(self.at + ahead).copied()
@@ -195,7 +188,7 @@ impl Lexer<'_> {
                 let number = Token::Number { digits, exponent: 0 };
                 self.tokens.extend([Token::Op('_'), Token::Op('{'), number, Token::Op('}')]);
             }
-            '€' | '£' | '¥' => {
+            '€' | '£' | '¥' | '¢' => {
                 self.tokens.push(Token::Word(c.into()));
                 self.at += 1;
             }
@@ -226,109 +219,6 @@ impl Lexer<'_> {
             _ => self.op(c, 1),
         }
         Some(())
-    }
-
-    /// A word of plain text: a separator, arithmetic in words, or what it says.
-    fn word(&mut self, word: String) {
-        let operand = matches!(self.tokens.last(), Some(Token::Number { .. } | Token::Op('}' | ')')));
-        let words = self.style != Style::Sympy;
-        if operand && words {
-            if let Some((name, digits, exponent)) = MULTIPLIERS.iter().find(|(name, ..)| word.starts_with(name)) {
-                let rest = word[name.len()..].trim_start_matches('s');
-                if rest.is_empty() || !rest.starts_with(|c: char| c.is_ascii_alphabetic()) {
-                    self.tokens.extend([Token::Op('*'), Token::Number { digits: digits.to_string(), exponent: *exponent }]);
-                    let rest = rest.trim();
-                    if !rest.is_empty() {
-                        self.tokens.push(Token::Word(rest.into()));
-                    }
-                    return;
-                }
-            }
-            match word.as_str() {
-                "factorial" => return self.tokens.push(Token::Op('!')),
-                "pi" => return self.tokens.push(Token::Letter("π".into())),
-                _ => {}
-            }
-        }
-        if words
-            && matches!(word.as_str(), "squared" | "cubed")
-            && (operand || matches!(self.tokens.last(), Some(Token::Word(_))))
-        {
-            let digits = if word == "squared" { "2" } else { "3" };
-            return self.tokens.extend([Token::Op('^'), Token::Number { digits: digits.into(), exponent: 0 }]);
-        }
-        self.tokens.push(match word.as_str() {
-            separator if SEPARATORS.contains(&separator) => Token::Op(','),
-            "not" => Token::Op('¬'),
-            conjunction if CONJUNCTIONS.contains(&conjunction) => Token::Op('∧'),
-            _ => Token::Word(word),
-        });
-    }
-
-    /// An angle or triangle with its points, in their order. An angle is the same from either side.
-    fn figure(&mut self, sign: char) {
-        let mut points = String::new();
-        loop {
-            let start = self.at;
-            self.take_while(char::is_whitespace);
-            let braces = usize::from(self.peek(0) == Some('{'));
-            self.at += braces;
-            let next = self.take_while(|c| c.is_ascii_uppercase());
-            if next.is_empty() || braces == 1 && self.peek(0) != Some('}') {
-                self.at = start;
-                break;
-            }
-            self.at += braces;
-            points += &next;
-        }
-        if sign == '∠' && points.chars().rev().lt(points.chars()) {
-            points = points.chars().rev().collect();
-        }
-        self.tokens.push(Token::Letter(format!("{sign}{points}")));
-    }
-
-    /// A run of plain letters: a name that is known, a word, or a product of variables.
-    fn letters(&mut self) {
-        let run = self.take_while(|c| c.is_ascii_alphabetic());
-        if run == "np" && self.peek(0) == Some('.') || run == "math" && self.peek(0) == Some('.') {
-            self.at += 1;
-        } else if [SEPARATORS, CONJUNCTIONS].iter().any(|words| words.contains(&run.as_str())) {
-            self.word(run);
-        } else if run == "not" {
-            self.op('¬', 0);
-        } else if !self.named(&run) {
-            let ordered = run.bytes().all(|b| b.is_ascii_uppercase()) || run.len() == self.text.len() && is_short_word(&run);
-            match run.len() {
-                3 if ordered && self.style != Style::Sympy => self.tokens.push(Token::Letter(run)),
-                4.. => self.word(run),
-                2.. if PLAIN_WORDS.contains(&run.to_lowercase().as_str()) => self.tokens.push(Token::Word(run)),
-                2.. if UNIT_WORDS.contains(&run.as_str()) => self.tokens.push(Token::Word(run)),
-                _ => self.tokens.extend(run.chars().map(|c| Token::Letter(c.into()))),
-            }
-        }
-    }
-
-    /// A name of mathematics, with or without its backslash.
-    fn named(&mut self, name: &str) -> bool {
-        let name = ALIASES.iter().find(|(alias, _)| *alias == name).map_or(name, |(_, function)| function);
-        if let Some(function) = FUNCTIONS.iter().find(|f| **f == name) {
-            // Five minutes, not a minimum of something.
-            if name == "min" && matches!(self.tokens.last(), Some(Token::Number { .. })) {
-                return false;
-            }
-            self.tokens.push(Token::Function(function));
-        } else if let Some((_, letter)) = GREEK.iter().find(|(greek, _)| *greek == name) {
-            self.tokens.push(Token::Letter((*letter).into()));
-        } else {
-            match name {
-                "frac" | "dfrac" | "tfrac" | "cfrac" => self.tokens.push(Token::Command("frac")),
-                "binom" | "dbinom" | "tbinom" => self.tokens.push(Token::Command("binom")),
-                "sqrt" => self.tokens.push(Token::Command("sqrt")),
-                "inf" | "infinity" | "oo" => self.tokens.push(Token::Op('∞')),
-                _ => return false,
-            }
-        }
-        true
     }
 
     /// The content of `{…}` at the cursor, without the braces. Without an opening brace: the next character.
@@ -372,7 +262,7 @@ impl Lexer<'_> {
             return Some(());
         }
         let name = self.take_while(|c| c.is_ascii_alphabetic());
-        let name = name.as_str();
+        let name = if name == "overrightarrow" { "vec" } else { name.as_str() };
         if matches!(name, "left" | "right") {
             // A dot stands for no bracket.
             self.at += usize::from(self.peek(0) == Some('.'));
@@ -413,29 +303,6 @@ impl Lexer<'_> {
         Some(())
     }
 
-    fn text_argument(&mut self, command: &str, content: &[char], depth: usize) -> Option<()> {
-        let text: String = content.iter().collect();
-        let trimmed = text.trim_matches(|c: char| c.is_whitespace() || "~.,;:".contains(c) || c == '\\');
-        let spaced = text.starts_with(['~', ' ', '\\']);
-        let maths =
-            trimmed.starts_with(|c: char| c.is_ascii_digit() || "(-[".contains(c)) || trimmed.contains(['\\', '$', '{', '=']);
-        if trimmed.is_empty() || matches!(trimmed, "th" | "st" | "nd" | "rd") {
-        } else if maths && depth < 4 {
-            let inner = lex_chars(content, self.style, depth + 1)?;
-            self.ambiguous |= inner.ambiguous;
-            self.tokens.extend(inner.tokens);
-        } else if command == "operatorname" || command == "mathrm" {
-            match trimmed.chars().count() {
-                1 if !spaced => self.tokens.push(Token::Letter(trimmed.into())),
-                _ if self.named(trimmed) => {}
-                _ => self.word(trimmed.into()),
-            }
-        } else {
-            self.word(trimmed.into());
-        }
-        Some(())
-    }
-
     fn digits(&mut self) -> String {
         self.take_while(|c| c.is_ascii_digit())
     }
@@ -460,7 +327,8 @@ impl Lexer<'_> {
             return group(3).map(|width| (width, false));
         }
         let adjacent = self.peek(0) == Some(',') && self.peek(1).is_some_and(|c| c.is_ascii_digit());
-        if adjacent { group(1).map(|width| (width, false)) } else { None }
+        // No number of a list starts with a zero, so 1,000 is no list.
+        if adjacent { group(1).map(|width| (width, self.peek(1) == Some('0') && self.style == Style::Apart)) } else { None }
     }
 
     fn number(&mut self) -> Option<()> {

@@ -26,7 +26,7 @@ pub struct Answer {
     text: String,
     choice: Option<Choice>,
     /// Letters of several options, sorted, and whether separators stand between them.
-    options: Option<(String, bool)>,
+    letters: Option<(String, bool)>,
     /// With commas and spaces between digits read as thousands separators, then not. One, if that is the same.
     readings: Vec<Reading>,
     /// "5 m/s" in plain text: the number with its unit, whose letters alone would be variables.
@@ -71,7 +71,6 @@ pub(super) fn trim(text: &str) -> &str {
 
 fn choice(text: &str) -> Option<Choice> {
     let text = text.trim_matches(|c: char| c.is_whitespace() || "$*".contains(c));
-    let text = ["option ", "Option "].iter().find_map(|word| text.strip_prefix(word)).unwrap_or(text);
     let mut text = Cow::Borrowed(text);
     for command in ["\\text", "\\mathrm", "\\textbf", "\\mathbf"] {
         let inner = text.strip_prefix(command).map(str::trim_start).and_then(|rest| rest.strip_prefix('{'));
@@ -79,6 +78,8 @@ fn choice(text: &str) -> Option<Choice> {
             text = Cow::Owned(format!("{}{rest}", inner.trim()));
         }
     }
+    const BEFORE: &[&str] = &["option ", "Option ", "choice ", "Choice ", "答案是", "选"];
+    let text = BEFORE.iter().find_map(|word| text.strip_prefix(word)).unwrap_or(&text);
     let mut rest = text.chars();
     let mut next = rest.next()?;
     let bracket = matches!(next, '(' | '（');
@@ -173,6 +174,7 @@ fn bare(tokens: &[Token]) -> Vec<&Token> {
 fn prose(tokens: &[Token]) -> Option<String> {
     let word = |token: &Token| match token {
         Token::Word(word) | Token::Letter(word) => Some(word.to_lowercase().replace(' ', "")),
+        Token::Op('¬') => Some("not".into()),
         _ => None,
     };
     tokens.iter().map(word).collect()
@@ -197,8 +199,11 @@ impl Reading {
         if self.tokens == other.tokens {
             return !self.tokens.is_empty();
         }
+        if same_prose(&self.tokens, &other.tokens) {
+            return true;
+        }
         match (&self.expr, &other.expr) {
-            (Some(a), Some(b)) => equal::same(a, b, options) || same_prose(&self.tokens, &other.tokens),
+            (Some(a), Some(b)) => equal::same(a, b, options),
             _ => bare(&self.tokens) == bare(&other.tokens),
         }
     }
@@ -210,7 +215,7 @@ impl Answer {
         let text = trim(text);
         let mut readings = Vec::new();
         if text.len() > lexer::MAX_TEXT {
-            return Answer { text: text.to_string(), choice: None, options: None, readings, with_unit: None };
+            return Answer { text: text.to_string(), choice: None, letters: None, readings, with_unit: None };
         }
         if let Some(first) = lex(text, Style::Thousands) {
             readings.push(Reading::new(first.tokens));
@@ -219,7 +224,7 @@ impl Answer {
             }
         }
         let with_unit = with_unit(text).map(Box::new);
-        Answer { text: text.to_string(), choice: choice(text), options: several(text), readings, with_unit }
+        Answer { text: text.to_string(), choice: choice(text), letters: several(text), readings, with_unit }
     }
 
     /// Whether this is the same answer as `gold`.
@@ -228,7 +233,7 @@ impl Answer {
             return true;
         }
         // A run of letters may be no choice at all, so two runs are compared as such.
-        if let (Some((own, apart)), Some((gold, gold_apart))) = (&self.options, &gold.options)
+        if let (Some((own, apart)), Some((gold, gold_apart))) = (&self.letters, &gold.letters)
             && (*apart || *gold_apart)
         {
             return own == gold;
@@ -298,7 +303,13 @@ impl Symbolic {
             0 => piece,
             _ => piece.trim_start_matches(|c: char| c.is_ascii_alphabetic()),
         });
-        if !text.is_ascii() || NOT_LATEX.iter().any(|part| text.contains(part)) || words.into_iter().any(plain) {
+        // Its lexer knows no line break and no command that starts with a digit: stripping \pm as a unit leaves such ones.
+        let broken = text
+            .trim_end_matches('\\')
+            .split('\\')
+            .skip(1)
+            .any(|piece| piece.is_empty() || piece.starts_with(|c: char| c.is_ascii_digit()));
+        if broken || !text.is_ascii() || NOT_LATEX.iter().any(|part| text.contains(part)) || words.into_iter().any(plain) {
             return None;
         }
         let mut tokens = lex(text, Style::Sympy)?.tokens;

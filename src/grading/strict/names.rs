@@ -160,8 +160,7 @@ pub const TEXT: &[&str] =
     &["text", "textbf", "textit", "textrm", "textnormal", "textsf", "texttt", "mbox", "hbox", "mathrm", "operatorname", "emph"];
 
 /// Commands that decorate a variable.
-pub const ACCENTS: &[&str] =
-    &["vec", "hat", "bar", "overline", "dot", "ddot", "tilde", "widehat", "widetilde", "overrightarrow", "mathbb"];
+pub const ACCENTS: &[&str] = &["vec", "hat", "bar", "overline", "dot", "ddot", "tilde", "widehat", "widetilde", "mathbb"];
 
 /// Words that separate answers.
 pub const SEPARATORS: &[&str] = &["or", "或", "和", "与", "及", "以及", "或者"];

@@ -11,6 +11,12 @@ fn interval(open: char, low: &Expr, high: &Expr, close: char) -> Expr {
     Expr::Tuple(open, close, vec![low.clone(), high.clone()])
 }
 
+/// The numbers but one.
+fn all_but(point: &Expr) -> Expr {
+    let (low, high) = (Expr::Infinity.negative(), Expr::Infinity);
+    Expr::Join('∪', vec![interval('(', &low, point, ')'), interval('(', point, &high, ')')])
+}
+
 /// The set that an inequality, membership, or condition describes.
 pub fn as_set(expr: &Expr) -> Option<Expr> {
     let (low, high) = (Expr::Infinity.negative(), Expr::Infinity);
@@ -18,6 +24,12 @@ pub fn as_set(expr: &Expr) -> Option<Expr> {
         Expr::Tuple(_, _, items) if items.len() == 2 => Some(expr.clone()),
         Expr::Join('∧', conditions) => intersection(conditions),
         Expr::Join('∩', parts) => intersection(parts).or_else(|| Some(expr.clone())),
+        Expr::Join('∖', parts) => match parts.as_slice() {
+            [set, Expr::Set(points)] if !points.is_empty() && points.len() <= MAX_PIECES => {
+                intersection(&std::iter::once(set.clone()).chain(points.iter().map(all_but)).collect::<Vec<_>>())
+            }
+            _ => Some(expr.clone()),
+        },
         Expr::Join(..) | Expr::Set(_) => Some(expr.clone()),
         Expr::Builder(element, conditions) => {
             let element = match &**element {
@@ -31,9 +43,7 @@ pub fn as_set(expr: &Expr) -> Option<Expr> {
         }
         Expr::Relation(operands, signs) => match (operands.as_slice(), signs.as_slice()) {
             ([Expr::Symbol(_), set], ['∈']) => as_set(set),
-            ([Expr::Symbol(_), c], ['≠']) if c.is_constant() => {
-                Some(Expr::Join('∪', vec![interval('(', &low, c, ')'), interval('(', c, &high, ')')]))
-            }
+            ([Expr::Symbol(_), c], ['≠']) if c.is_constant() => Some(all_but(c)),
             ([x @ Expr::Symbol(_), c], [sign]) | ([c, x @ Expr::Symbol(_)], [sign]) if c.is_constant() => {
                 let below = std::ptr::eq(x, &operands[0]);
                 match (sign, below) {
