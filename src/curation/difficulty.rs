@@ -308,7 +308,10 @@ mod tests {
             (json!({"id": 1}), "no \"correct\": grade the samples first"),
             (json!({"id": 1, "correct": 1}), "\"correct\" must be true or false, but is a number"),
             (json!({"id": 1, "sample": -1, "correct": true}), "\"sample\" must be a whole number from 0"),
-            (json!({"id": "1", "sample": 0, "correct": true}), "sample 0 of this problem was there before; samples of another model belong in a file of their own"),
+            (
+                json!({"id": "1", "sample": 0, "correct": true}),
+                "sample 0 of this problem was there before; samples of another model belong in a file of their own",
+            ),
         ];
         for (row, expected) in cases {
             assert_eq!(tally.add(&row).unwrap_err(), expected, "{row}");
