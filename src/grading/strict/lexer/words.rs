@@ -1,7 +1,9 @@
 //! Letters and words: names of mathematics, variables, units, separators, arithmetic in words.
 
-use super::super::names::{ALIASES, CONJUNCTIONS, FUNCTIONS, GREEK, MULTIPLIERS, PLAIN_WORDS, SEPARATORS, UNIT_WORDS};
 use super::{Lexer, Style, Token, lex_chars};
+use crate::grading::strict::names::{
+    ALIASES, CONJUNCTIONS, FUNCTIONS, GREEK, MULTIPLIERS, PLAIN_WORDS, SEPARATORS, UNIT_WORDS,
+};
 
 /// Whether three letters are a word rather than a product: a vowel between consonants.
 fn is_short_word(run: &str) -> bool {
