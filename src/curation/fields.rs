@@ -56,3 +56,11 @@ pub fn value(row: &Row, name: &str) -> String {
         Some(other) => other.to_string(),
     }
 }
+
+/// The beginning of a text.
+pub fn shortened(text: &str, most: usize) -> String {
+    match text.char_indices().nth(most) {
+        Some((end, _)) => format!("{} …", &text[..end]),
+        None => text.to_string(),
+    }
+}

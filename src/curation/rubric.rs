@@ -1,5 +1,6 @@
 //! A judge's view of a chain, by the three criteria of LIMO's authors: structure, scaffolding, verification, each from 1 to 5.
 
+use super::fields::shortened;
 use serde::{Deserialize, Serialize};
 
 /// What a judge said of a chain.
@@ -35,20 +36,15 @@ pub fn question(problem: &str, chain: &str) -> String {
 /// Reads a verdict strictly: the last line that is not empty must be the JSON object that was asked for, and nothing else.
 pub fn read(answer: &str) -> Result<Verdict, String> {
     let last = answer.trim_end().lines().next_back().unwrap_or("").trim();
-    let verdict: Verdict =
-        serde_json::from_str(last).map_err(|_| format!("the last line is no verdict: {}", shortened(last)))?;
+    let verdict: Verdict = serde_json::from_str(last).map_err(|_| format!("the last line is no verdict: {}", quoted(last)))?;
     match [verdict.structure, verdict.scaffolding, verdict.verification].iter().all(|grade| (1..=5).contains(grade)) {
         true => Ok(verdict),
-        false => Err(format!("grades are from 1 to 5: {}", shortened(last))),
+        false => Err(format!("grades are from 1 to 5: {}", quoted(last))),
     }
 }
 
-fn shortened(text: &str) -> String {
-    const MOST: usize = 80;
-    match text.char_indices().nth(MOST) {
-        Some((end, _)) => format!("{:?} …", &text[..end]),
-        None => format!("{text:?}"),
-    }
+fn quoted(text: &str) -> String {
+    format!("{:?}", shortened(text, 80))
 }
 
 #[cfg(test)]

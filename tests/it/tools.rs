@@ -570,6 +570,23 @@ fn verdicts_join_their_chains() {
     );
 }
 
+/// The table of outputs of several models, one file each, as `limo-engine sample` writes them.
+#[test]
+fn outputs_are_compared_by_file() {
+    let folder = Folder::new();
+    let output = |text: &str, tokens: usize| json!({"id": 1, "sample": 0, "text": text, "tokens": tokens});
+    let short = folder.write("short.jsonl", &[output("number number", 2), output("number", 4)]);
+    let long = folder.write("long.jsonl", &[output("wait perhaps wait", 50)]);
+    let (code, rows, error) = run("limo-score", &[&short, &long, "--by", "file"], "");
+    assert_eq!((code, rows.len()), (0, 3), "{error}");
+    let cells = |start: &str| {
+        error.lines().find(|line| line.starts_with(start)).unwrap().split_whitespace().map(str::to_string).collect::<Vec<_>>()
+    };
+    let (short, long) = (cells(&short), cells(&long));
+    assert_eq!((short[1].as_str(), short[4].as_str(), short[5].as_str()), ("2", "3", "number"));
+    assert_eq!((long[1].as_str(), long[4].as_str(), long[5..].join(" ").as_str()), ("1", "50", "wait, perhaps"));
+}
+
 /// Novelty of other problems is none.
 #[test]
 fn novelty_must_be_of_these_problems() {

@@ -2,13 +2,13 @@
 
 use crate::cli::replaced::refuse_to_replace_inputs;
 use crate::cli::terminal::visible;
-use crate::curation::fields::Row;
+use crate::curation::fields::{Row, shortened};
 use crate::data::RowFile;
 use crate::error::{Error, Result, io_error, write_error};
 use crate::io::write_atomic;
 use crate::report::{Bar, Report};
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::{BufWriter, ErrorKind, Write};
 use std::path::{Path, PathBuf};
@@ -83,19 +83,19 @@ pub struct Frame {
     dropped: Option<(PathBuf, BufWriter<File>)>,
     report: Option<PathBuf>,
     allow_errors: bool,
-    pub counts: Counts,
+    counts: Counts,
 }
 
-#[derive(Debug, Default, Clone, PartialEq, Eq)]
-pub struct Counts {
-    pub read: usize,
-    pub written: usize,
+#[derive(Default)]
+struct Counts {
+    read: usize,
+    written: usize,
     /// Rows that could not be used.
-    pub broken: usize,
+    broken: usize,
     /// Rows that could not be used, of files beside.
-    pub broken_beside: usize,
+    broken_beside: usize,
     /// Dropped rows by reason.
-    pub dropped: BTreeMap<String, usize>,
+    dropped: BTreeMap<String, usize>,
 }
 
 impl Frame {
@@ -155,6 +155,33 @@ impl Frame {
     pub fn broken_row(&mut self, row: Row, place: &Place, what: &str) -> Result<()> {
         self.counts.broken += 1;
         self.tell_broken(row, place, what)
+    }
+
+    /// The rows of a file beside the tool's own rows, by their keys; those that cannot be read, or have a key that was there before, are told.
+    ///
+    /// Errors: data, if no row can be used.
+    pub fn read_keyed<T>(
+        &mut self,
+        path: &Path,
+        read: impl Fn(Row) -> Result<(String, T), String>,
+    ) -> Result<HashMap<String, T>> {
+        let mut source = Source::new(&[path.to_path_buf()]);
+        let mut all = HashMap::new();
+        while let Some((place, row)) = source.next_row()? {
+            match row.and_then(&read) {
+                Ok((key, _)) if all.contains_key(&key) => {
+                    self.broken_beside(&place, &format!("there is a row for {key} already"))?;
+                }
+                Ok((key, value)) => drop(all.insert(key, value)),
+                Err(what) => self.broken_beside(&place, &what)?,
+            }
+        }
+        if all.is_empty() {
+            return Err(
+                Error::data(format!("{}: no row can be used", path.display())).help("docs/data.md has the fields of each file")
+            );
+        }
+        Ok(all)
     }
 
     /// Tells that a row of a file beside the tool's own rows cannot be used, and counts it.
@@ -247,14 +274,6 @@ impl Frame {
         };
         let error = Error::data(what).help("the reasons are above; --allow-errors makes this exit with 0");
         if self.allow_errors { Ok(()) } else { Err(error) }
-    }
-}
-
-/// The beginning of a text.
-pub fn shortened(text: &str, most: usize) -> String {
-    match text.char_indices().nth(most) {
-        Some((end, _)) => format!("{} …", &text[..end]),
-        None => text.to_string(),
     }
 }
 

@@ -8,7 +8,7 @@ use crate::grading::{Estimate, Extraction, Gold, Mode, Votes, majority_at_k, mea
 use crate::report::Bar;
 use clap::{Parser, ValueEnum};
 use serde_json::{Value, json};
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
 
 /// Grade answers: find the final answer of each response, and compare it with the gold answer
@@ -76,6 +76,8 @@ struct Samples {
     /// What each one answered, and whether that is right.
     answers: Vec<(Option<String>, bool)>,
     names: HashSet<String>,
+    /// Classes of equal answers, where there are votes.
+    votes: Vec<Votes>,
 }
 
 pub fn run(args: GradeArgs) -> Result<()> {
@@ -112,7 +114,11 @@ pub fn run(args: GradeArgs) -> Result<()> {
             frame.tell(&format!("no pass@{k} and maj@{k}: id {id} has {fewest} samples"));
         }
     }
-    let table = table(&graded, &ks, mode);
+    // A vote of one sample is that sample.
+    if ks.iter().any(|&k| k > 1) {
+        graded.values_mut().for_each(|samples| samples.votes = votes(&samples.answers, mode));
+    }
+    let table = table(&graded, &ks);
     let headers: Vec<&str> = table.headers.iter().map(String::as_str).collect();
     super::print_table(&frame, &headers, &table.rows);
     frame.finish("Grades", |report| {
@@ -223,7 +229,7 @@ struct Table {
 }
 
 /// What is estimated of groups of problems, of each model if there are several.
-fn table(graded: &Graded, ks: &BTreeSet<usize>, mode: Mode) -> Table {
+fn table(graded: &Graded, ks: &BTreeSet<usize>) -> Table {
     let several = graded.keys().any(|(model, _)| Some(model) != graded.keys().next().map(|(model, _)| model));
     let mut by_group: BTreeMap<(&str, &str), Vec<&Samples>> = BTreeMap::new();
     for ((model, _), samples) in graded {
@@ -231,12 +237,8 @@ fn table(graded: &Graded, ks: &BTreeSet<usize>, mode: Mode) -> Table {
         by_group.entry((model, "")).or_default().push(samples);
         samples.groups.iter().for_each(|name| by_group.entry((model, name)).or_default().push(samples));
     }
-    // A vote of one sample is that sample.
     let fewest = graded.values().map(|samples| samples.answers.len()).min().unwrap_or(0);
     let ks: Vec<usize> = ks.iter().copied().filter(|&k| k <= fewest).collect();
-    let voting = graded.values().filter(|_| ks.iter().any(|&k| k > 1));
-    let votes: HashMap<*const Samples, Vec<Votes>> =
-        voting.map(|samples| (std::ptr::from_ref(samples), votes(&samples.answers, mode))).collect();
     let mut headers = ["", "problems", "samples", "avg@n", "95 % interval"].map(String::from).to_vec();
     headers.extend(ks.iter().map(|k| format!("pass@{k}")));
     headers.extend(ks.iter().filter(|&&k| k > 1).map(|k| format!("maj@{k}")));
@@ -264,8 +266,7 @@ fn table(graded: &Graded, ks: &BTreeSet<usize>, mode: Mode) -> Table {
             cells.push(mean(&|samples| pass_at_k(samples.answers.len() as u64, samples.correct() as u64, k as u64)));
         }
         for &k in ks.iter().filter(|&&k| k > 1) {
-            let vote = |samples: &Samples| majority_at_k(&votes[&std::ptr::from_ref(samples)], samples.silent(), k);
-            cells.push(mean(&vote));
+            cells.push(mean(&|samples| majority_at_k(&samples.votes, samples.silent(), k)));
         }
         cells
     };

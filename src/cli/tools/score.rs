@@ -1,16 +1,16 @@
 //! `limo-score`.
 
-use super::frame::{Frame, FrameArgs, Source, chain_key};
+use super::frame::{Frame, FrameArgs, chain_key};
 use crate::curation::chain_score::{ChainScore, Keywords, WordLists, sketch};
 use crate::curation::fields::{CHAINS, PROBLEMS, Row, id, present, some_text, text, value};
 use crate::curation::ranks::{levels, rank_correlation};
 use crate::curation::rubric::{self, Verdict};
-use crate::error::{Error, Result, io_error, write_error};
+use crate::error::{Result, io_error, write_error};
 use crate::io::write_atomic;
 use crate::report::{Report, bins};
 use clap::{Parser, ValueEnum};
 use serde_json::{Value, json};
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -35,7 +35,7 @@ pub struct ScoreArgs {
     /// Fifths of the chains of each problem, or of all chains
     #[arg(long, value_enum, default_value_t = Scope::Problem)]
     levels: Scope,
-    /// The table has a row for each value of this field
+    /// The table has a row for each value of this field; `file`, where rows have no such field: for each file
     #[arg(long, value_name = "FIELD", default_value = "quality")]
     by: String,
     /// Also write requests to a judge, as `limo-engine sample` reads them
@@ -66,6 +66,7 @@ struct Scored {
     /// Of the chain, for the judge.
     key: String,
     score: ChainScore,
+    file: PathBuf,
 }
 
 pub fn run(args: ScoreArgs) -> Result<()> {
@@ -79,11 +80,11 @@ pub fn run(args: ScoreArgs) -> Result<()> {
     let inputs = [("--words", &args.words), ("--verdicts", &args.verdicts)];
     let inputs: Vec<(&str, &Path)> = inputs.iter().filter_map(|(flag, path)| Some((*flag, path.as_deref()?))).collect();
     let mut frame = Frame::open(&args.frame, &inputs, &[("--rubric", args.rubric.as_ref())])?;
-    let verdicts = args.verdicts.as_ref().map(|path| read_verdicts(&mut frame, path)).transpose()?;
+    let verdicts = args.verdicts.as_ref().map(|path| frame.read_keyed(path, verdict)).transpose()?;
     let mut chains: Vec<Scored> = Vec::new();
     while let Some((place, row)) = frame.next_row()? {
         match score(&row, &args, &lists) {
-            Ok((id, key, score)) => chains.push(Scored { row, id, key, score }),
+            Ok((id, key, score)) => chains.push(Scored { row, id, key, score, file: place.file }),
             Err(what) => frame.broken_row(row, &place, &what)?,
         }
     }
@@ -157,7 +158,9 @@ fn table(chains: &[Scored], by: &str, lists: &WordLists) -> Vec<Vec<String>> {
     }
     let mut groups: BTreeMap<String, Group> = BTreeMap::new();
     for chain in chains {
-        let group = groups.entry(value(&chain.row, by)).or_insert_with(|| Group { tokens: Some(0.0), ..Group::default() });
+        let by_file = by == "file" && present(&chain.row, by).is_none();
+        let name = if by_file { chain.file.display().to_string() } else { value(&chain.row, by) };
+        let group = groups.entry(name).or_insert_with(|| Group { tokens: Some(0.0), ..Group::default() });
         group.chains += 1.0;
         group.score += chain.score.score;
         group.words += chain.score.words;
@@ -180,7 +183,7 @@ fn table(chains: &[Scored], by: &str, lists: &WordLists) -> Vec<Vec<String>> {
 }
 
 fn fill(report: &mut Report, chains: &[Scored], table: &[Vec<String>], agreement: Option<&str>) {
-    report.heading("By level").table(&HEADERS, table);
+    report.heading("Lengths and keywords").table(&HEADERS, table);
     let of = |part: fn(&ChainScore) -> f64| bins(&chains.iter().map(|chain| part(&chain.score)).collect::<Vec<_>>(), 20);
     report.heading("Scores").histogram("chains by score", &of(|s| s.score)).histogram("chains by words", &of(|s| s.words));
     report.heading("Parts").histogram("length", &of(|s| s.length)).histogram("verification", &of(|s| s.verification));
@@ -206,25 +209,7 @@ fn write_requests(path: &Path, chains: &[Scored]) -> Result<()> {
     })
 }
 
-/// Verdicts by the key of their chain. What is no verdict is told.
-fn read_verdicts(frame: &mut Frame, path: &Path) -> Result<HashMap<String, Verdict>> {
-    let mut source = Source::new(&[path.to_path_buf()]);
-    let mut verdicts = HashMap::new();
-    while let Some((place, row)) = source.next_row()? {
-        let read = row.and_then(|row| Ok((id(&row)?, rubric::read(text(&row, &["text"])?)?)));
-        let read = read.and_then(|(id, verdict)| match verdicts.contains_key(&id) {
-            true => Err(format!("there is a verdict on {id} already: sample judges once, or keep one")),
-            false => Ok((id, verdict)),
-        });
-        match read {
-            Ok((id, verdict)) => drop(verdicts.insert(id, verdict)),
-            Err(what) => frame.broken_beside(&place, &what)?,
-        }
-    }
-    if verdicts.is_empty() {
-        return Err(
-            Error::data(format!("{}: no verdicts", path.display())).help("answers to the requests that --rubric writes")
-        );
-    }
-    Ok(verdicts)
+/// A verdict, and the key of its chain.
+fn verdict(row: Row) -> Result<(String, Verdict), String> {
+    Ok((id(&row)?, rubric::read(text(&row, &["text"])?)?))
 }

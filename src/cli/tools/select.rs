@@ -103,8 +103,8 @@ pub fn run(args: SelectArgs) -> Result<()> {
     let mut inputs: Vec<(&str, &Path)> = beside.iter().filter_map(|(flag, path)| Some((*flag, path.as_deref()?))).collect();
     inputs.extend(args.decisions.iter().map(|path| ("--decisions", path.as_path())));
     let mut frame = Frame::open(&args.frame, &inputs, &[("--review", args.review.as_ref())])?;
-    let problems = args.problems.as_ref().map(|path| read_all(&mut frame, path, |row| Ok((id(&row)?, ())))).transpose()?;
-    let novelty = args.novelty.as_ref().map(|path| read_all(&mut frame, path, novelty)).transpose()?;
+    let problems = args.problems.as_ref().map(|path| frame.read_keyed(path, |row| Ok((id(&row)?, ())))).transpose()?;
+    let novelty = args.novelty.as_ref().map(|path| frame.read_keyed(path, novelty)).transpose()?;
     let decisions = read_decisions(&mut frame, &args.decisions)?;
     let (mut chains, mut candidates) = (Vec::new(), Vec::new());
     // Of each problem, a hash of its text.
@@ -295,29 +295,4 @@ fn read_decisions(frame: &mut Frame, paths: &[PathBuf]) -> Result<BTreeMap<Strin
         }
     }
     Ok(decisions)
-}
-
-/// Reads the rows of a file beside the chains by their keys; those that cannot be read are told.
-fn read_all<T>(
-    frame: &mut Frame,
-    path: &Path,
-    read: impl Fn(Row) -> Result<(String, T), String>,
-) -> Result<HashMap<String, T>> {
-    let mut source = Source::new(&[path.to_path_buf()]);
-    let mut all = HashMap::new();
-    while let Some((place, row)) = source.next_row()? {
-        match row.and_then(&read) {
-            Ok((key, _)) if all.contains_key(&key) => {
-                frame.broken_beside(&place, &format!("there is a row for {key} already"))?
-            }
-            Ok((key, value)) => drop(all.insert(key, value)),
-            Err(what) => frame.broken_beside(&place, &what)?,
-        }
-    }
-    if all.is_empty() {
-        return Err(
-            Error::data(format!("{}: no row can be used", path.display())).help("docs/data.md has the fields of each file")
-        );
-    }
-    Ok(all)
 }
