@@ -41,4 +41,5 @@ mod sampling_golden;
 mod scheduler;
 mod tiny_task;
 mod tools;
+mod tools_together;
 mod training;
