@@ -322,7 +322,7 @@ mod tests {
         let begun = std::time::Instant::now();
         let selection = select(&candidates, &Options { likeness: 0.9, ..options(800) });
         assert_eq!((selection.chosen.len(), selection.dropped.len()), (800, 19_200));
-        assert!(begun.elapsed().as_secs() < 20, "{:?}", begun.elapsed());
+        assert!(begun.elapsed().as_secs() < 60, "{:?}", begun.elapsed());
     }
 
     #[test]

@@ -302,7 +302,7 @@ mod tests {
         let start = std::time::Instant::now();
         let gold = Gold::new(&list, Mode::Strict(Options::default())).unwrap();
         assert!(gold.accepts(gold.text()) && !gold.accepts("5"));
-        assert!(start.elapsed().as_secs() < 5, "{:?}", start.elapsed());
+        assert!(start.elapsed().as_secs() < 30, "{:?}", start.elapsed());
         assert!(strict(
             json!((0..150).collect::<Vec<i32>>()),
             &(0..150).rev().map(|i| i.to_string()).collect::<Vec<_>>().join(", ")
