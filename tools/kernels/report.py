@@ -73,7 +73,7 @@ def main():
 
 def build():
     """The OUT_DIR of build.rs, where fatbins and ptxas's words lie, and the binary that belongs to them."""
-    command = ["cargo", "build", "--message-format=json"]
+    command = ["cargo", "build", "--bin", "limo-engine", "--message-format=json"]
     result = subprocess.run(command, cwd=ROOT, env=os.environ | {"LIMO_REQUIRE_CUDA": "1"}, stdout=subprocess.PIPE, text=True)
     if result.returncode != 0:
         sys.exit("the build failed; nvcc comes with tools/cuda/install.sh")
