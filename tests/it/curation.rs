@@ -196,10 +196,9 @@ fn planted_copies_of_real_problems_are_found() {
         eprintln!("{kind}: {found} found, {} missed", missed.len());
         missed.iter().for_each(|text| eprintln!("    {}", text.chars().take(300).collect::<String>()));
     }
-    for exact in ["verbatim", "re-cased", "punctuation"] {
+    for exact in ["verbatim", "re-cased", "punctuation", "inside"] {
         assert_eq!(all[exact].1, Vec::<String>::new(), "{exact}");
     }
-    assert!(all["inside"].1.len() <= 2, "two problems have three words: {:?}", all["inside"].1);
     assert!(all["one word in ten"].1.is_empty(), "{:?}", all["one word in ten"].1);
     assert!(
         all["one word or formula in ten"].1.len() <= 12,
