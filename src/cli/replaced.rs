@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 /// Refuses outputs, each with its flag, that are an input, a file in a folder that is one, by whatever name, or an output before them.
 pub fn refuse_to_replace_inputs(inputs: &[(&str, &Path)], outputs: &[(&str, &Path)]) -> Result<()> {
     for (number, (flag, path)) in outputs.iter().enumerate() {
-        if let Some((replaced, _)) =
+        if let Some((replaced, other)) =
             inputs.iter().chain(&outputs[..number]).find(|(_, other)| same(other, path) || holds(other, path))
         {
-            let within = if inputs.iter().any(|(_, input)| holds(input, path)) { "a file of " } else { "" };
+            let within = if holds(other, path) { "a file of " } else { "" };
             return Err(Error::usage(format!("{flag} {} would replace {within}{replaced}", path.display()))
                 .help(format!("give another {flag}")));
         }

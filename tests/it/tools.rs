@@ -117,6 +117,13 @@ fn several_files_keep_all_their_rows() {
         pool.iter().map(|row| row["id"].clone()).collect::<Vec<_>>(),
         [json!(0), json!(1), json!(2), json!("d-0"), json!("d-1"), json!("d-2")]
     );
+    // In a file whose ids were renamed, too, an id comes once.
+    let twice = folder.write("e.jsonl", &[numbered(3)[0].clone(), numbered(3)[0].clone()]);
+    let (code, pool, error) = run("limo-pool", &[&shards[0], &twice], "");
+    assert!(code == 3 && pool.len() == 4 && error.contains("e.jsonl:2: its id 0 is that of an earlier row"), "{error}");
+    // Many equal texts take no time.
+    let (code, _, error) = run("limo-pool", &[], lines(std::slice::from_ref(&rows[0])).repeat(30_000));
+    assert!(code == 0 && error.contains("30000 rows read, 1 written, 29999 dropped"), "{error}");
     // Equal texts get different ids where they are kept.
     let (code, pool, error) = run("limo-pool", &["--keep-duplicates"], lines(&[rows[0].clone(), rows[0].clone()]));
     assert!(code == 0 && ids(&pool).len() == 2, "{error}");

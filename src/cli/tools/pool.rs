@@ -124,10 +124,17 @@ pub fn run(args: PoolArgs) -> Result<()> {
 /// The ids that were given so far, as text, since 60 and "60" are one to whoever joins rows by them.
 #[derive(Default)]
 struct Ids {
-    /// The number of the file that each is from.
-    known: HashMap<String, usize>,
+    known: HashMap<String, Given>,
     files: usize,
     renamed: usize,
+}
+
+#[derive(Default)]
+struct Given {
+    /// The number of the last file that had it.
+    file: usize,
+    /// How often another id was made of it.
+    copies: usize,
 }
 
 impl Ids {
@@ -135,24 +142,25 @@ impl Ids {
     fn add(&mut self, mut problem: Problem, own: bool, file: &str) -> Result<Problem, String> {
         let plain = name(&problem.id);
         let mut id = plain.clone();
-        if own && let Some(&other) = self.known.get(&id) {
-            if other == self.files {
-                return Err(format!("its id {id} is that of an earlier row"));
+        if own && let Some(given) = self.known.get_mut(&plain) {
+            if given.file == self.files {
+                return Err(format!("its id {plain} is that of an earlier row"));
             }
+            given.file = self.files;
             self.renamed += 1;
             id = format!("{file}-{plain}");
         }
-        // Equal problems have equal hashes.
-        for number in 2.. {
-            if !self.known.contains_key(&id) {
-                break;
-            }
-            id = format!("{plain}-{number}");
+        // Equal problems have equal hashes, and files may have equal names.
+        let base = id.clone();
+        while self.known.contains_key(&id) {
+            let given = self.known.entry(base.clone()).or_default();
+            given.copies += 1;
+            id = format!("{base}-{}", given.copies + 1);
         }
         if id != plain {
             problem.id = id.clone().into();
         }
-        self.known.insert(id, self.files);
+        self.known.insert(id, Given { file: self.files, copies: 0 });
         Ok(problem)
     }
 }
